@@ -1,0 +1,132 @@
+//! Entities: the configured kinds of cached things, as resolved against the source's catalog.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use crate::key::{Key, KeyColumn};
+use crate::sqltype::SqlType;
+
+/// What a change of a row does to its entry in L2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnChange {
+    /// Writes the new image.
+    #[default]
+    Refresh,
+    /// Deletes the entry; the next read fills it again.
+    Invalidate,
+}
+
+/// A column of an entity's value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ValueColumn {
+    /// The column's name, which is its name in the JSON object.
+    pub name: String,
+    /// `pg_type.oid` of its type.
+    pub type_oid: u32,
+    /// How its text becomes JSON.
+    pub sql_type: SqlType,
+}
+
+/// The columns of an entity as the catalog has them now; replaced as a whole when the table's shape changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    /// `pg_class.oid` of the table.
+    pub table_oid: u32,
+    /// The value's columns, in the order of the JSON object.
+    pub columns: Vec<ValueColumn>,
+    /// The key's columns, in key order.
+    pub key: Vec<KeyColumn>,
+}
+
+/// A configured kind of cached thing: the rows of one table.
+#[derive(Debug)]
+pub struct Entity {
+    /// Position in the configuration, and in every table that is kept by entity.
+    pub id: usize,
+    /// The name in URLs, keys and metrics: `[a-z][a-z0-9_-]*`.
+    pub name: String,
+    /// The table's schema.
+    pub schema: String,
+    /// The table's name.
+    pub table: String,
+    /// What a change does to an entry.
+    pub on_change: OnChange,
+    /// How long an entry may live in one tier after it was last written there.
+    pub ttl: Duration,
+    /// Whether changes also write entries that nobody has read.
+    pub populate: bool,
+    /// `{prefix}{entity}:`, what the entity's keys in Redis begin with.
+    pub redis_prefix: String,
+    shape: ArcSwap<Shape>,
+}
+
+impl Entity {
+    /// An entity with the shape that the catalog gave.
+    #[allow(clippy::too_many_arguments)] // One caller, which has each of them under that very name.
+    pub fn new(
+        id: usize,
+        name: String,
+        (schema, table): (String, String),
+        on_change: OnChange,
+        ttl: Duration,
+        populate: bool,
+        prefix: &str,
+        shape: Shape,
+    ) -> Self {
+        let redis_prefix = format!("{prefix}{name}:");
+        Entity { id, name, schema, table, on_change, ttl, populate, redis_prefix, shape: ArcSwap::from_pointee(shape) }
+    }
+
+    /// The shape that stands now.
+    pub fn shape(&self) -> Arc<Shape> {
+        self.shape.load_full()
+    }
+
+    /// Replaces the shape after DDL. The caller raises the entity's generation before anything is read by it.
+    pub fn reshape(&self, shape: Shape) {
+        self.shape.store(Arc::new(shape));
+    }
+
+    /// Reads a key as a request spells it.
+    ///
+    /// # Errors
+    /// See [`Key::from_request`].
+    pub fn key(&self, segment: &str) -> Result<EntryKey, crate::key::KeyError> {
+        Key::from_request(segment, &self.shape.load().key).map(|key| self.entry_key(key))
+    }
+
+    /// The entry of a canonical key.
+    pub fn entry_key(&self, key: Key) -> EntryKey {
+        let redis = format!("{}{}", self.redis_prefix, key.as_str());
+        EntryKey { hash: hash(redis.as_bytes()), redis: redis.into_boxed_str(), start: self.redis_prefix.len() }
+    }
+}
+
+/// The full key of an entry, with its hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntryKey {
+    /// [`hash`] of the full key.
+    pub hash: u64,
+    redis: Box<str>,
+    start: usize,
+}
+
+impl EntryKey {
+    /// The key in Redis: `{prefix}{entity}:{key}`.
+    pub fn redis(&self) -> &str {
+        &self.redis
+    }
+
+    /// The key within its entity.
+    pub fn key(&self) -> &str {
+        &self.redis[self.start..]
+    }
+}
+
+/// The hash of a full key: it chooses the cell of the L1 fence and the shard of L1, on every instance alike.
+pub fn hash(redis_key: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(redis_key)
+}
