@@ -1,3 +1,293 @@
 //! The read path: L1 -> L2 -> Postgres, and the protocol that keeps every answer honest.
+//!
+//! It knows nothing of replication but the watermark, the fences and the generations, which whoever applies events
+//! moves forward:
+//!
+//! - an **L1** entry is served only if the watermark read before it was fetched is at or after the last event on its
+//!   cell of the fence ([`fence`]), in its entity's generation;
+//! - an **L2** entry is served only over a connection whose fence shows all that was acknowledged before ([`l2`]);
+//! - a **fill** is published only under a lease that no event has voided ([`fill`]);
+//! - every answer carries two LSNs: what is certainly in it, and what is certainly not beyond it ([`answer`]).
 
 pub mod answer;
+pub mod fence;
+pub mod fill;
+pub mod l1;
+pub mod l2;
+pub mod rows;
+pub mod watermark;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::answer::{Answer, Demand, Outcome, ReadError};
+use self::fill::{Fetched, Filler};
+use self::l1::L1;
+use self::l2::L2;
+use self::watermark::Watermark;
+use crate::entity::{Entity, EntryKey};
+use crate::entry::{self, Stored};
+use crate::lsn::Lsn;
+use crate::metrics::{CacheMetrics, Lookup, Tier};
+
+/// The tiers and what says how far they may be believed: shared by the read path and whoever applies events.
+pub struct Hierarchy {
+    /// The configured entities; [`Entity::id`] is the position.
+    pub entities: Vec<Arc<Entity>>,
+    /// The in-process tier, if configured.
+    pub l1: Option<L1>,
+    /// The Redis tier.
+    pub l2: Arc<L2>,
+    /// How far everything has been applied.
+    pub watermark: Watermark,
+}
+
+impl Hierarchy {
+    /// Goes on at `lsn`. What lies between there and the watermark was applied by others, whose events raised no fence
+    /// here: nothing in L1 that was read before is believed any more.
+    pub fn take_over(&self, lsn: Lsn) {
+        if let Some(l1) = self.l1.as_ref().filter(|_| lsn > self.watermark.load()) {
+            l1.fence().raise_all(lsn);
+        }
+        self.watermark.advance(lsn);
+    }
+
+    /// Starts over at `lsn`, which may be smaller than before. Every entity's generation was raised.
+    pub fn restart(&self, lsn: Lsn) {
+        if let Some(l1) = &self.l1 {
+            l1.fence().clear();
+        }
+        self.watermark.restart(lsn);
+    }
+}
+
+/// How far behind the hierarchy may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Freshness {
+    /// Hits are marked as stale when the watermark was last current longer ago than this.
+    pub stale_after: Duration,
+    /// Tiers are bypassed when it was last current longer ago than this.
+    pub max_staleness: Duration,
+    /// How long a read with a demanded LSN waits for the watermark, unless it says otherwise.
+    pub min_lsn_wait: Duration,
+    /// The longest that it may say.
+    pub min_lsn_wait_max: Duration,
+}
+
+/// The cache as readers see it.
+pub struct Cache {
+    hierarchy: Arc<Hierarchy>,
+    by_name: HashMap<String, Arc<Entity>>,
+    filler: Arc<Filler>,
+    freshness: Freshness,
+    metrics: Arc<Vec<CacheMetrics>>,
+}
+
+/// Hash of a value's JSON text, equal on every instance.
+pub fn etag(value: Option<&[u8]>) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(value.unwrap_or(b"null"))
+}
+
+/// How far a reader may believe the tiers now.
+struct Belief {
+    /// The watermark before the lookup.
+    watermark: Lsn,
+    stale: Option<Duration>,
+}
+
+impl Cache {
+    /// A cache over a hierarchy.
+    pub fn new(
+        hierarchy: Arc<Hierarchy>,
+        filler: Arc<Filler>,
+        freshness: Freshness,
+        metrics: Arc<Vec<CacheMetrics>>,
+    ) -> Self {
+        let by_name = hierarchy.entities.iter().map(|e| (e.name.clone(), e.clone())).collect();
+        Cache { hierarchy, by_name, filler, freshness, metrics }
+    }
+
+    /// The entity of a name.
+    pub fn entity(&self, name: &str) -> Option<&Arc<Entity>> {
+        self.by_name.get(name)
+    }
+
+    /// All entities.
+    pub fn entities(&self) -> &[Arc<Entity>] {
+        &self.hierarchy.entities
+    }
+
+    /// Reads L1 only.
+    pub fn read_l1(&self, entity: &Entity, key: &EntryKey, demand: &Demand) -> Option<Answer> {
+        let belief = self.belief(entity, demand)?;
+        if demand.min_lsn.is_some_and(|min| belief.watermark < min) {
+            return None;
+        }
+        self.lookup_l1(entity, key, &belief)
+    }
+
+    /// Reads a value from the first tier that may be believed, else from Postgres. L1 is asked only after a wait for a
+    /// demanded LSN: [`Cache::read_l1`] comes first.
+    ///
+    /// # Errors
+    /// If Postgres was needed and did not answer.
+    pub async fn read(&self, entity: &Arc<Entity>, key: EntryKey, demand: Demand) -> Result<Answer, ReadError> {
+        let Some(belief) = self.awaited_belief(entity, &demand).await else {
+            return self.read_source(entity, key, &demand).await;
+        };
+        // Whoever calls has asked L1 before, but not in vain if the watermark had to be waited for.
+        if let Some(answer) = demand.min_lsn.and_then(|_| self.lookup_l1(entity, &key, &belief)) {
+            return Ok(answer);
+        }
+        if let Ok(mut found) = self.hierarchy.l2.get(&[key.redis()]).await
+            && let Some(answer) = self.accept(entity, &key, found.pop().flatten(), &belief).await
+        {
+            return Ok(answer);
+        }
+        self.fill(entity, key, &belief).await
+    }
+
+    /// Reads many values of one entity; the results are in the order of the keys.
+    ///
+    /// # Errors
+    /// As [`Cache::read`], for each key.
+    pub async fn read_many(
+        &self,
+        entity: &Arc<Entity>,
+        keys: Vec<EntryKey>,
+        demand: Demand,
+    ) -> Vec<Result<Answer, ReadError>> {
+        let Some(belief) = self.awaited_belief(entity, &demand).await else {
+            let reads = keys.into_iter().map(|key| self.read_source(entity, key, &demand));
+            return futures_util::future::join_all(reads).await;
+        };
+        let mut answers: Vec<Option<Answer>> = keys.iter().map(|k| self.lookup_l1(entity, k, &belief)).collect();
+        let missing: Vec<usize> = (0..keys.len()).filter(|i| answers[*i].is_none()).collect();
+        if !missing.is_empty() {
+            let names: Vec<&str> = missing.iter().map(|i| keys[*i].redis()).collect();
+            if let Ok(found) = self.hierarchy.l2.get(&names).await {
+                for (i, stored) in missing.into_iter().zip(found) {
+                    answers[i] = self.accept(entity, &keys[i], stored, &belief).await;
+                }
+            }
+        }
+        // What is still missing goes to Postgres together.
+        let reads = answers.into_iter().zip(keys).map(async |(answer, key)| match answer {
+            Some(answer) => Ok(answer),
+            None => self.fill(entity, key, &belief).await,
+        });
+        futures_util::future::join_all(reads).await
+    }
+
+    /// `None` if the tiers must not be asked: the reader wants Postgres, the entity's changes are not followed, or
+    /// replication has not run yet or is too far behind.
+    fn belief(&self, entity: &Entity, demand: &Demand) -> Option<Belief> {
+        if demand.fresh || !entity.is_servable() {
+            return None;
+        }
+        // The watermark first: what moves it afterwards only makes the answer newer than it says.
+        let watermark = self.hierarchy.watermark.load();
+        let staleness = self.hierarchy.watermark.staleness()?;
+        if staleness > self.freshness.max_staleness {
+            return None;
+        }
+        Some(Belief { watermark, stale: (staleness > self.freshness.stale_after).then_some(staleness) })
+    }
+
+    /// As [`Cache::belief`], after waiting for the demanded LSN; `None` if that did not come in time.
+    async fn awaited_belief(&self, entity: &Entity, demand: &Demand) -> Option<Belief> {
+        let mut belief = self.belief(entity, demand)?;
+        if let Some(min) = demand.min_lsn.filter(|min| belief.watermark < *min) {
+            let patience = demand.wait.unwrap_or(self.freshness.min_lsn_wait).min(self.freshness.min_lsn_wait_max);
+            if !self.hierarchy.watermark.reached(min, patience).await {
+                return None;
+            }
+            // LSNs may have started over meanwhile.
+            belief = self.belief(entity, demand).filter(|belief| belief.watermark >= min)?;
+        }
+        Some(belief)
+    }
+
+    fn lookup_l1(&self, entity: &Entity, key: &EntryKey, belief: &Belief) -> Option<Answer> {
+        let cached = self.hierarchy.l1.as_ref()?.get(key, entity.generation());
+        let result = match (&cached, belief.stale) {
+            (None, _) => Lookup::Miss,
+            (Some(_), Some(_)) => Lookup::Stale,
+            (Some(_), None) => Lookup::Hit,
+        };
+        self.metrics[entity.id].lookup(Tier::L1, result);
+        let cached = cached?;
+        Some(Answer {
+            value: cached.value.clone(),
+            etag: cached.etag,
+            outcome: Outcome::HitL1,
+            stale: belief.stale,
+            applied: belief.watermark,
+            read: belief.watermark.max(cached.hi),
+        })
+    }
+
+    /// Takes what L2 has, if it may be served.
+    async fn accept(
+        &self,
+        entity: &Entity,
+        key: &EntryKey,
+        stored: Option<bytes::Bytes>,
+        belief: &Belief,
+    ) -> Option<Answer> {
+        let generation = entity.generation();
+        let Some(Stored::Entry(label, value)) = stored.map(entry::decode) else {
+            self.metrics[entity.id].lookup(Tier::L2, Lookup::Miss);
+            return None;
+        };
+        // See `entry`: a value of a transaction that is still being applied may be one that was never committed.
+        if label.generation < generation || (label.split && belief.watermark < label.lo) {
+            self.metrics[entity.id].lookup(Tier::L2, Lookup::Miss);
+            return None;
+        }
+        let result = if belief.stale.is_some() { Lookup::Stale } else { Lookup::Hit };
+        self.metrics[entity.id].lookup(Tier::L2, result);
+        let etag = etag(value.as_deref());
+        self.hierarchy.keep(entity, key, value.clone(), etag, belief.watermark, &label).await;
+        Some(Answer {
+            value,
+            etag,
+            outcome: Outcome::HitL2,
+            stale: belief.stale,
+            applied: belief.watermark,
+            read: belief.watermark.max(label.hi),
+        })
+    }
+
+    async fn fill(&self, entity: &Arc<Entity>, key: EntryKey, belief: &Belief) -> Result<Answer, ReadError> {
+        let fetched = self.filler.fetch(entity, key, false, belief.watermark).await?;
+        if fetched.outcome != Outcome::HitL2 {
+            self.metrics[entity.id].lookup(Tier::Source, Lookup::Hit);
+        }
+        Ok(self.answer(fetched, belief.stale))
+    }
+
+    /// Reads Postgres itself.
+    async fn read_source(&self, entity: &Arc<Entity>, key: EntryKey, demand: &Demand) -> Result<Answer, ReadError> {
+        self.metrics[entity.id].lookup(Tier::Source, Lookup::Bypass);
+        // No flight that has already started may be joined: the row's newest state is wanted.
+        let fetched = self.filler.fetch(entity, key, true, Lsn::from_u64(u64::MAX)).await?;
+        match demand.min_lsn.filter(|min| fetched.hi < *min) {
+            Some(demanded) => Err(ReadError::LsnAhead { demanded, current: fetched.hi }),
+            None => Ok(self.answer(fetched, None)),
+        }
+    }
+
+    fn answer(&self, fetched: Fetched, stale: Option<Duration>) -> Answer {
+        Answer {
+            value: fetched.value,
+            etag: fetched.etag,
+            outcome: fetched.outcome,
+            // What came from Postgres just now is not stale, however far replication is behind.
+            stale: stale.filter(|_| fetched.outcome == Outcome::HitL2),
+            applied: fetched.as_of,
+            read: fetched.as_of.max(fetched.hi),
+        }
+    }
+}

@@ -70,6 +70,16 @@ pub enum OldTuple<'a> {
     Full(Tuple<'a>),
 }
 
+impl<'a> OldTuple<'a> {
+    /// The tuple, whichever part of the row it is.
+    pub fn tuple(&self) -> Option<&Tuple<'a>> {
+        match self {
+            OldTuple::None => None,
+            OldTuple::Key(tuple) | OldTuple::Full(tuple) => Some(tuple),
+        }
+    }
+}
+
 /// One change inside a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change<'a> {

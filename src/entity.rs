@@ -1,11 +1,13 @@
 //! Entities: the configured kinds of cached things, as resolved against the source's catalog.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use crate::key::{Key, KeyColumn};
+use crate::lsn::Lsn;
 use crate::sqltype::SqlType;
 
 /// What a change of a row does to its entry in L2.
@@ -17,6 +19,23 @@ pub enum OnChange {
     Refresh,
     /// Deletes the entry; the next read fills it again.
     Invalidate,
+}
+
+/// A generation of an entity's entries: those of an older one than the entity's are never served. Drawn from the
+/// sequence `walcache.epoch`, which outlives any Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Generation(pub u64);
+
+impl Generation {
+    /// The form in Redis, compared as a string.
+    pub fn hex16(self) -> [u8; 16] {
+        Lsn::from_u64(self.0).hex16()
+    }
+
+    /// Reads back what [`Generation::hex16`] wrote.
+    pub fn from_hex16(digits: &[u8]) -> Option<Self> {
+        Lsn::from_hex16(digits).map(|n| Generation(n.as_u64()))
+    }
 }
 
 /// A column of an entity's value.
@@ -39,6 +58,18 @@ pub struct Shape {
     pub columns: Vec<ValueColumn>,
     /// The key's columns, in key order.
     pub key: Vec<KeyColumn>,
+    /// Whether the value is the whole row, so that a column that is added to the table belongs to it, too.
+    pub whole_row: bool,
+    /// Stands for whatever else decides what its values read as: it differs after an ALTER TABLE that rewrote values in
+    /// place, a renamed enum label, or a time out of the publication.
+    pub version: u64,
+}
+
+impl Shape {
+    /// Tells shapes apart across restarts: whatever decides how a value reads, as a hash.
+    pub fn signature(&self) -> u64 {
+        hash(format!("{self:?}").as_bytes())
+    }
 }
 
 /// A configured kind of cached thing: the rows of one table.
@@ -54,18 +85,20 @@ pub struct Entity {
     pub table: String,
     /// What a change does to an entry.
     pub on_change: OnChange,
-    /// How long an entry may live in one tier after it was last written there.
+    /// How long an entry may live in one tier after it was filled there. Changes of the row do not prolong it.
     pub ttl: Duration,
     /// Whether changes also write entries that nobody has read.
     pub populate: bool,
     /// `{prefix}{entity}:`, what the entity's keys in Redis begin with.
     pub redis_prefix: String,
     shape: ArcSwap<Shape>,
+    generation: AtomicU64,
+    servable: AtomicBool,
 }
 
 impl Entity {
     /// An entity with the shape that the catalog gave.
-    #[allow(clippy::too_many_arguments)] // One caller, which has each of them under that very name.
+    #[allow(clippy::too_many_arguments, reason = "one caller, which has each of them under that very name")]
     pub fn new(
         id: usize,
         name: String,
@@ -77,7 +110,19 @@ impl Entity {
         shape: Shape,
     ) -> Self {
         let redis_prefix = format!("{prefix}{name}:");
-        Entity { id, name, schema, table, on_change, ttl, populate, redis_prefix, shape: ArcSwap::from_pointee(shape) }
+        Entity {
+            id,
+            name,
+            schema,
+            table,
+            on_change,
+            ttl,
+            populate,
+            redis_prefix,
+            shape: ArcSwap::from_pointee(shape),
+            generation: AtomicU64::new(0),
+            servable: AtomicBool::new(true),
+        }
     }
 
     /// The shape that stands now.
@@ -85,9 +130,30 @@ impl Entity {
         self.shape.load_full()
     }
 
-    /// Replaces the shape after DDL. The caller raises the entity's generation before anything is read by it.
+    /// Replaces the shape after DDL. The generation is raised afterwards, and whoever makes a value reads the
+    /// generation before the shape: so a value of the old shape never bears the new generation.
     pub fn reshape(&self, shape: Shape) {
         self.shape.store(Arc::new(shape));
+    }
+
+    /// The generation that stands.
+    pub fn generation(&self) -> Generation {
+        Generation(self.generation.load(Ordering::Acquire))
+    }
+
+    /// Whether the tiers may be used for it: its table exists, and its changes come through the stream.
+    pub fn is_servable(&self) -> bool {
+        self.servable.load(Ordering::Acquire)
+    }
+
+    /// Takes the entity out of the tiers, before its generation is raised; or lets it back in, after that.
+    pub fn set_servable(&self, servable: bool) {
+        self.servable.store(servable, Ordering::Release);
+    }
+
+    /// Raises the generation, which makes all older entries unservable here at once. L2's fence must know it before.
+    pub fn raise(&self, generation: Generation) {
+        self.generation.fetch_max(generation.0, Ordering::AcqRel);
     }
 
     /// Reads a key as a request spells it.
@@ -100,7 +166,9 @@ impl Entity {
 
     /// The entry of a canonical key.
     pub fn entry_key(&self, key: Key) -> EntryKey {
-        let redis = format!("{}{}", self.redis_prefix, key.as_str());
+        let mut redis = String::with_capacity(self.redis_prefix.len() + key.as_str().len());
+        redis.push_str(&self.redis_prefix);
+        redis.push_str(key.as_str());
         EntryKey { hash: hash(redis.as_bytes()), redis: redis.into_boxed_str(), start: self.redis_prefix.len() }
     }
 }

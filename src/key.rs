@@ -289,7 +289,7 @@ fn is_canonical_numeric(text: &str, scale: usize) -> bool {
         && (whole == "0" || !whole.starts_with('0'))
         && plain(fraction)
         && fraction.len() == scale
-        && (scale == 0) == !bare.contains('.')
+        && (scale == 0) != bare.contains('.')
         && !(zero && text.starts_with('-'))
 }
 

@@ -1,9 +1,40 @@
 //! walcache keeps a cache hierarchy (Redis as L2, stretto in process as L1) in step with Postgres by reading
 //! Postgres' own write-ahead log, and serves reads over HTTP from L1 -> L2 -> Postgres.
+//!
+//! ```text
+//! Postgres --(pgoutput)--> capture -> decode -> plan -> gate -> apply --> L2 (Redis), and the fence of L1
+//! client --HTTP--> serve -> cache: L1 -> L2 -> fill (Postgres) -> L2 (leased) -> L1
+//! ```
+//!
+//! - words: [`lsn`], [`change`], [`key`], [`sqltype`], [`entity`], [`entry`]; they import no stage
+//! - [`capture`] owns the replication connection; [`decode`] turns its bytes into changes; [`plan`] turns changes into
+//!   effects on entries; [`gate`] waits until transactions are visible; [`apply`] performs the effects
+//! - [`cache`] is the read path, [`serve`] its HTTP API
+//! - [`daemon`] composes the stages
+//! - [`catalog`] and [`setup`] look after the source database; [`demo`] shows it all on servers of its own ([`sandbox`])
 
+pub mod apply;
 pub mod cache;
+pub mod capture;
+pub mod catalog;
 pub mod change;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod decode;
+pub mod demo;
 pub mod entity;
+pub mod entry;
+pub mod gate;
 pub mod key;
 pub mod lsn;
+pub mod metrics;
+pub mod migrate;
+pub mod plan;
+pub mod retry;
+pub mod sandbox;
+pub mod serve;
+pub mod setup;
+pub mod source;
+pub mod sql;
 pub mod sqltype;

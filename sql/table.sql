@@ -1,0 +1,19 @@
+-- The relation $1.$2, and what the role $3 (by oid) may do with it.
+SELECT c.oid AS oid,
+       c.relkind::text AS kind,
+       c.relpersistence::text AS persistence,
+       has_schema_privilege($3::oid, n.oid, 'USAGE') AS schema_usage,
+       -- Row security binds everyone but superusers, BYPASSRLS and, unless forced, the owner.
+       c.relrowsecurity AND NOT EXISTS (
+           SELECT FROM pg_roles r
+           WHERE r.oid = $3
+             AND (r.rolsuper OR r.rolbypassrls OR (pg_has_role(r.oid, c.relowner, 'USAGE') AND NOT c.relforcerowsecurity))
+       ) AS row_security,
+       -- Inheritance by hand, not partitions.
+       c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_children,
+       -- Changes when the table leaves a publication and comes back: changes in between were not in the stream.
+       ARRAY(SELECT r.oid::text FROM pg_publication_rel r WHERE r.prrelid = c.oid ORDER BY r.oid) AS published_as,
+       ARRAY(SELECT a.relid::oid FROM pg_partition_ancestors(c.oid) a WHERE a.relid <> c.oid) AS ancestors
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relname = $2

@@ -1,0 +1,297 @@
+//! Batches: the newest effect on each key of many transactions, labelled and bounded.
+//!
+//! Effects wait until their transaction's commit is seen, and are then labelled with its end LSN. A transaction too
+//! big for that is handed on in pieces: they are labelled with the position after the first byte of its commit record,
+//! which Begin tells; it lies after every earlier transaction's end and not after its own. Their entries carry a
+//! mark, and are not served before the watermark has passed the whole transaction.
+
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+
+use indexmap::IndexMap;
+
+use crate::entity::{Generation, hash};
+use crate::entry::{self, Label};
+use crate::lsn::Lsn;
+use crate::plan::{Cause, Effect};
+
+/// A full key with its hash, which is computed once.
+#[derive(Debug, PartialEq, Eq)]
+pub struct HashedKey {
+    /// [`crate::entity::hash`] of the key.
+    pub hash: u64,
+    /// The full key in Redis.
+    pub key: Vec<u8>,
+}
+
+impl Hash for HashedKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+/// Passes on what is a hash already.
+#[derive(Default)]
+pub struct Prehashed(u64);
+
+impl Hasher for Prehashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = hash(bytes);
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        self.0 = n;
+    }
+}
+
+/// What is to be done to one key.
+#[derive(Debug)]
+pub struct Op {
+    /// The entity.
+    pub entity: usize,
+    /// The newest change on the key.
+    pub lsn: Lsn,
+    /// The entry's new text, labelled, and the generation that it bears; `None` to drop it.
+    pub image: Option<(Generation, Vec<u8>)>,
+}
+
+/// Many transactions' effects, the newest for each key.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// By key, in the order of the stream: rows that were made together lie together in Redis' memory, too.
+    pub ops: IndexMap<HashedKey, Op, BuildHasherDefault<Prehashed>>,
+    /// Entities whose generation is to be raised.
+    pub raise: Vec<usize>,
+    /// Entities whose shape is to be looked up.
+    pub reshape: Vec<usize>,
+    /// Transactions that must be visible first.
+    pub xids: Vec<u32>,
+    /// Everything up to here is applied once this batch is.
+    pub progress: Option<Lsn>,
+    /// Commit times of the transactions that end in this batch, in microseconds since the Unix epoch.
+    pub commits: Vec<i64>,
+    /// The largest label in it.
+    pub high: Lsn,
+    /// Dropped entries, by entity and cause.
+    pub invalidations: Vec<(usize, Cause)>,
+    bytes: usize,
+}
+
+impl Batch {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty() && self.raise.is_empty() && self.reshape.is_empty() && self.progress.is_none()
+    }
+}
+
+/// When a batch is full, and a transaction too big to wait for its commit.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Keys of a batch.
+    pub max_batch_events: usize,
+    /// Bytes of a batch's keys and texts.
+    pub max_batch_bytes: usize,
+    /// Bytes of one transaction's effects that wait for its commit.
+    pub max_transaction_bytes: usize,
+}
+
+/// The transaction that is open.
+struct Open {
+    xid: u32,
+    /// The label of its pieces, if it comes to that.
+    piece_lsn: Lsn,
+    commit_micros: i64,
+    effects: Vec<Effect>,
+    bytes: usize,
+    split: bool,
+}
+
+/// Puts batches together.
+pub struct Assembler {
+    limits: Limits,
+    batch: Batch,
+    open: Option<Open>,
+}
+
+impl Assembler {
+    /// An empty one.
+    pub fn new(limits: Limits) -> Self {
+        Assembler { limits, batch: Batch::default(), open: None }
+    }
+
+    /// A transaction begins.
+    pub fn begin(&mut self, xid: u32, commit_lsn: Lsn, commit_micros: i64) {
+        let piece_lsn = Lsn::from_u64(commit_lsn.as_u64() + 1);
+        self.open = Some(Open { xid, piece_lsn, commit_micros, effects: Vec::new(), bytes: 0, split: false });
+    }
+
+    /// Takes the effects of a change of the transaction that is open.
+    pub fn effects(&mut self, effects: &mut Vec<Effect>) {
+        let Some(open) = &mut self.open else { return };
+        open.bytes += effects.iter().map(size).sum::<usize>();
+        open.effects.append(effects);
+        if open.bytes >= self.limits.max_transaction_bytes {
+            open.split = true;
+            let (lsn, xid) = (open.piece_lsn, open.xid);
+            self.seal(lsn, xid);
+        }
+    }
+
+    /// The transaction that is open ends.
+    pub fn commit(&mut self, end_lsn: Lsn) {
+        if let Some(open) = &self.open {
+            let lsn = if open.split { open.piece_lsn } else { end_lsn };
+            let (xid, commit_micros) = (open.xid, open.commit_micros);
+            self.seal(lsn, xid);
+            self.batch.commits.push(commit_micros);
+            // Transactions without effects count, too: else nothing would bound them while a batch is held up.
+            self.batch.bytes += size_of::<i64>() + size_of::<u32>();
+        }
+        self.open = None;
+        self.batch.progress = Some(end_lsn);
+    }
+
+    /// The server has sent everything up to `lsn`.
+    pub fn keepalive(&mut self, lsn: Lsn) {
+        // Within a transaction the position may already lie beyond changes that are still to come.
+        if self.open.is_none() && self.batch.progress.is_none_or(|at| at <= lsn) {
+            self.batch.progress = Some(lsn);
+        }
+    }
+
+    /// Whether the batch must be handed on before more is added.
+    pub fn is_full(&self) -> bool {
+        self.batch.ops.len() >= self.limits.max_batch_events || self.batch.bytes >= self.limits.max_batch_bytes
+    }
+
+    /// Whether there is nothing to hand on.
+    pub fn is_empty(&self) -> bool {
+        self.batch.is_empty()
+    }
+
+    /// Takes the batch.
+    pub fn take(&mut self) -> Batch {
+        std::mem::take(&mut self.batch)
+    }
+
+    /// Labels the open transaction's effects and adds them to the batch.
+    fn seal(&mut self, lsn: Lsn, xid: u32) {
+        let Some(open) = &mut self.open else { return };
+        let batch = &mut self.batch;
+        if open.effects.is_empty() {
+            return;
+        }
+        if batch.xids.last() != Some(&xid) {
+            batch.xids.push(xid);
+        }
+        batch.high = batch.high.max(lsn);
+        for effect in open.effects.drain(..) {
+            match effect {
+                Effect::Put { entity, generation, key, text } => {
+                    let label = Label { lo: lsn, hi: lsn, generation, split: open.split };
+                    batch.add(key, Op { entity, lsn, image: Some((generation, labelled(text, &label))) });
+                }
+                Effect::Delete { entity, key, cause } => {
+                    batch.invalidations.push((entity, cause));
+                    batch.add(key, Op { entity, lsn, image: None });
+                }
+                Effect::Raise { entity } if !batch.raise.contains(&entity) => batch.raise.push(entity),
+                Effect::Reshape { entity } if !batch.reshape.contains(&entity) => batch.reshape.push(entity),
+                Effect::Raise { .. } | Effect::Reshape { .. } => {}
+            }
+        }
+        open.bytes = 0;
+    }
+}
+
+impl Batch {
+    fn add(&mut self, key: Vec<u8>, op: Op) {
+        self.bytes += key.len() + op.image.as_ref().map_or(0, |(_, text)| text.len()) + size_of::<(HashedKey, Op)>();
+        // An effect tells all there is to tell of its key, so the newest one replaces what waited before. Its generation
+        // travels in its label: no order is needed between raised generations and what was planned before.
+        self.ops.insert(HashedKey { hash: hash(&key), key }, op);
+    }
+}
+
+fn labelled(mut text: Vec<u8>, label: &Label) -> Vec<u8> {
+    if let Some(head) = text.first_chunk_mut::<{ entry::HEAD }>() {
+        entry::set_label(head, label);
+    }
+    text
+}
+
+fn size(effect: &Effect) -> usize {
+    let held = match effect {
+        Effect::Put { key, text, .. } => key.capacity() + text.capacity(),
+        Effect::Delete { key, .. } => key.capacity(),
+        Effect::Raise { .. } | Effect::Reshape { .. } => 0,
+    };
+    size_of::<Effect>() + held
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        max_batch_events: 100,
+        max_batch_bytes: 1 << 20,
+        max_transaction_bytes: 3 * size_of::<Effect>() + 400,
+    };
+
+    fn put(key: &str, value: &str) -> Effect {
+        let text = [&entry::BLANK_HEAD[..], value.as_bytes(), b"}"].concat();
+        Effect::Put { entity: 0, generation: Generation(3), key: key.into(), text }
+    }
+
+    fn read(batch: &Batch, key: &str) -> (Label, String) {
+        let op = &batch.ops[&HashedKey { hash: hash(key.as_bytes()), key: key.into() }];
+        match entry::decode(op.image.clone().unwrap().1.into()) {
+            entry::Stored::Entry(label, value) => (label, String::from_utf8(value.unwrap().to_vec()).unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_newest_effect_on_a_key_wins_and_bears_its_end_lsn() {
+        let mut assembler = Assembler::new(LIMITS);
+        for (xid, end, value) in [(1, 200, "1"), (2, 300, "2")] {
+            assembler.begin(xid, Lsn::from_u64(end - 50), 0);
+            assembler.effects(&mut vec![put("a", value)]);
+            assert_eq!(assembler.batch.ops.len(), xid as usize - 1, "nothing is added before the commit");
+            assembler.commit(Lsn::from_u64(end));
+        }
+        let batch = assembler.take();
+        let (label, value) = read(&batch, "a");
+        assert_eq!(
+            (label.lo, label.hi, label.split, value.as_str()),
+            (Lsn::from_u64(300), Lsn::from_u64(300), false, "2")
+        );
+        assert_eq!((batch.xids, batch.high), (vec![1, 2], Lsn::from_u64(300)));
+        assert_eq!(batch.progress.unwrap(), Lsn::from_u64(300));
+    }
+
+    #[test]
+    fn a_big_transaction_goes_in_pieces_and_progresses_at_its_end() {
+        let mut assembler = Assembler::new(LIMITS);
+        assembler.begin(7, Lsn::from_u64(1000), 0);
+        for i in 0..8 {
+            assembler.effects(&mut vec![put(&format!("k{i}"), "1")]);
+        }
+        let first = assembler.take();
+        assert!(!first.ops.is_empty() && first.progress.is_none());
+        assembler.keepalive(Lsn::from_u64(1001));
+        assert!(assembler.take().progress.is_none(), "a keepalive within a transaction is no progress");
+        assembler.effects(&mut vec![put("last", "1")]);
+        assembler.commit(Lsn::from_u64(1040));
+        let last = assembler.take();
+        assert_eq!(last.progress.unwrap(), Lsn::from_u64(1040));
+        for (batch, key) in [(&first, "k0"), (&last, "last")] {
+            let (label, _) = read(batch, key);
+            assert!(label.split && label.lo == Lsn::from_u64(1001), "{label:?}");
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! L2: Redis, reached over connections that are trusted only while it is proved that nothing was lost behind them.
+//!
+//! A connection leads to one server process. Whenever a new one is made, the fence there must show as done at least
+//! what was acknowledged before; else writes were lost (an emptied server, an old dump, a replica that missed some), and
+//! L2 is bypassed until the leader has started a new generation.
+//!
+//! The fence keeps two positions. `hw`, the high-water mark, is raised by every script: it labels fills. `done` follows
+//! only when a whole batch has been written. A server that goes back to a state in the middle of a batch shows the
+//! batch's `hw` and lacks some of its effects, so only `done` proves that nothing was lost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, RedisError, Value};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::entity::Generation;
+use crate::lsn::Lsn;
+use crate::metrics::InstanceMetrics;
+
+/// How L2 is reached.
+#[derive(Clone)]
+pub struct Config {
+    /// `redis://` or `rediss://` URL; may hold a password.
+    pub url: String,
+    /// What every key begins with.
+    pub prefix: String,
+    /// How long a command may take before its connection counts as broken.
+    pub response_timeout: Duration,
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// How long a lease stands if its holder does not publish.
+    pub lease_ttl: Duration,
+    /// How long a reader waits for somebody else's fill.
+    pub lease_wait: Duration,
+}
+
+/// Why L2 did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum L2Error {
+    /// Not connected, or not trusted since.
+    #[error("L2 is not available")]
+    Unavailable,
+    /// Redis or the way there failed.
+    #[error("L2 failed")]
+    Redis(#[from] RedisError),
+    /// The answer is not of the form that the script returns.
+    #[error("L2 answered in an unexpected form")]
+    Form,
+}
+
+/// A script, sent by its hash and loaded where the server does not know it.
+#[derive(Debug)]
+pub struct Script {
+    text: &'static str,
+    sha: String,
+}
+
+impl Script {
+    /// A script from its text.
+    pub fn new(text: &'static str) -> Self {
+        Script { text, sha: redis::Script::new(text).get_hash().to_owned() }
+    }
+
+    /// The command that runs it with this many keys; keys, then arguments, are to be appended.
+    pub fn command(&self, keys: usize) -> redis::Cmd {
+        let mut cmd = redis::cmd("EVALSHA");
+        cmd.arg(&self.sha).arg(keys);
+        cmd
+    }
+
+    /// Runs a command made by [`Script::command`]; loads the script first if the server lost it.
+    ///
+    /// # Errors
+    /// What Redis or the connection says.
+    pub async fn run(&self, conn: &mut MultiplexedConnection, cmd: &redis::Cmd) -> Result<Value, RedisError> {
+        match conn.send_packed_command(cmd).await.and_then(Value::extract_error) {
+            Err(e) if e.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript) => {
+                self.load(conn).await?;
+                conn.send_packed_command(cmd).await?.extract_error()
+            }
+            other => other,
+        }
+    }
+
+    /// Loads the script into the server.
+    ///
+    /// # Errors
+    /// What Redis or the connection says.
+    pub async fn load(&self, conn: &mut MultiplexedConnection) -> Result<(), RedisError> {
+        redis::cmd("SCRIPT").arg("LOAD").arg(self.text).exec_async(conn).await
+    }
+}
+
+/// What a lookup with the right to fill found at a key.
+#[derive(Debug)]
+pub enum Looked {
+    /// Somebody's entry or lease.
+    Stored(Bytes),
+    /// Nothing: our lease stands there now.
+    Leased,
+}
+
+/// The readers' way to L2, shared by all of them.
+pub struct L2 {
+    /// How it is reached.
+    pub config: Config,
+    /// The fence's key.
+    pub fence_key: String,
+    client: Client,
+    connection: ArcSwapOption<MultiplexedConnection>,
+    broken: Notify,
+    /// Whether a leader has claimed the fence since this process started.
+    claimed: AtomicBool,
+    /// What a trusted fence shows at least as done.
+    acknowledged: AtomicU64,
+    claims: Notify,
+    lease: Script,
+    publish: Script,
+}
+
+impl L2 {
+    /// Parses the URL; connects later.
+    ///
+    /// # Errors
+    /// If the URL is not one of Redis.
+    pub fn new(config: Config) -> Result<Self, RedisError> {
+        Ok(L2 {
+            client: Client::open(config.url.as_str())?,
+            // `~` cannot begin an entity's name: no entry's key is the fence's.
+            fence_key: format!("{}~walcache:fence", config.prefix),
+            config,
+            connection: ArcSwapOption::empty(),
+            broken: Notify::new(),
+            claimed: AtomicBool::new(false),
+            acknowledged: AtomicU64::new(0),
+            claims: Notify::new(),
+            lease: Script::new(include_str!("lease.lua")),
+            publish: Script::new(include_str!("publish.lua")),
+        })
+    }
+
+    /// A new connection, not yet known to be trustworthy.
+    ///
+    /// # Errors
+    /// If the server does not answer in time or refuses.
+    pub async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.config.connect_timeout))
+            .set_response_timeout(Some(self.config.response_timeout))
+            .set_pipeline_buffer_size(1024);
+        self.client.get_multiplexed_async_connection_with_config(&config).await
+    }
+
+    /// The leader has claimed the fence, which shows `done` now.
+    pub fn claimed(&self, done: Lsn) {
+        self.acknowledged.store(done.as_u64(), Ordering::Release);
+        self.claimed.store(true, Ordering::Release);
+        self.claims.notify_one();
+    }
+
+    /// The leader's write of `done` to the fence was acknowledged.
+    pub fn acknowledge(&self, done: Lsn) {
+        self.acknowledged.fetch_max(done.as_u64(), Ordering::AcqRel);
+    }
+
+    /// The leader found that L2 lost writes: nothing there is to be believed until the next claim.
+    pub fn distrust(&self) {
+        self.claimed.store(false, Ordering::Release);
+        self.give_up();
+    }
+
+    /// Stops the use of the readers' connection, if there is one, until another is proved.
+    pub fn give_up(&self) {
+        if self.connection.swap(None).is_some() {
+            self.broken.notify_one();
+        }
+    }
+
+    /// Whether L2 is read.
+    pub fn is_trusted(&self) -> bool {
+        self.connection.load().is_some()
+    }
+
+    /// Keeps the readers' connection up and proved, until cancelled.
+    pub async fn keep_connected(self: Arc<Self>, metrics: Arc<InstanceMetrics>, cancel: CancellationToken) {
+        let mut backoff = crate::retry::forever(Duration::from_millis(50), Duration::from_secs(2));
+        let mut said = false;
+        loop {
+            let attempt = async {
+                while !self.claimed.load(Ordering::Acquire) {
+                    self.claims.notified().await;
+                }
+                self.connect_proved().await
+            };
+            let outcome = tokio::select! {
+                () = cancel.cancelled() => return,
+                outcome = attempt => outcome,
+            };
+            match outcome {
+                Ok(Some(connection)) => {
+                    self.connection.store(Some(Arc::new(connection)));
+                    if !self.claimed.load(Ordering::Acquire) {
+                        // Distrusted since it was proved, perhaps before there was a connection to give up.
+                        self.give_up();
+                    }
+                    metrics.l2_trusted(true);
+                    info!("L2 is connected and trusted");
+                    backoff.reset();
+                    said = false;
+                    tokio::select! {
+                        () = cancel.cancelled() => return,
+                        () = self.broken.notified() => {}
+                    }
+                    metrics.l2_trusted(false);
+                    warn!("L2 is bypassed: its connection broke or it lost writes");
+                    continue;
+                }
+                Ok(None) if !said => warn!("L2 is bypassed: its fence is missing or older than what was acknowledged"),
+                Err(e) if !said => warn!(error = %e, "L2 is bypassed: it cannot be reached"),
+                _ => {}
+            }
+            said = true;
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(backoff.next()) => {}
+            }
+        }
+    }
+
+    async fn connect_proved(&self) -> Result<Option<MultiplexedConnection>, RedisError> {
+        let mut connection = self.connect().await?;
+        // Before the fence is read: it may move on meanwhile.
+        let acknowledged = Lsn::from_u64(self.acknowledged.load(Ordering::Acquire));
+        let cmd = redis::cmd("HGET").arg(&self.fence_key).arg("done").take();
+        let done: Option<Vec<u8>> = cmd.query_async(&mut connection).await?;
+        Ok(done.and_then(|d| Lsn::from_hex16(&d)).is_some_and(|done| done >= acknowledged).then_some(connection))
+    }
+
+    fn connection(&self) -> Result<MultiplexedConnection, L2Error> {
+        self.connection.load().as_deref().cloned().ok_or(L2Error::Unavailable)
+    }
+
+    /// Lets a failed command count: a connection that drops or does not answer is replaced and proved anew.
+    fn judge<T>(&self, outcome: Result<T, RedisError>) -> Result<T, L2Error> {
+        outcome.map_err(|e| {
+            if e.is_io_error() {
+                self.give_up();
+            }
+            L2Error::Redis(e)
+        })
+    }
+
+    /// What stands at keys.
+    ///
+    /// # Errors
+    /// If L2 is away or not trusted.
+    pub async fn get(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>, L2Error> {
+        let mut connection = self.connection()?;
+        if let [key] = keys {
+            let cmd = redis::cmd("GET").arg(key).take();
+            let value = self.judge(connection.send_packed_command(&cmd).await.and_then(Value::extract_error))?;
+            return Ok(vec![bulk(value)?]);
+        }
+        let cmd = redis::cmd("MGET").arg(keys).take();
+        match self.judge(connection.send_packed_command(&cmd).await.and_then(Value::extract_error))? {
+            Value::Array(values) if values.len() == keys.len() => values.into_iter().map(bulk).collect(),
+            _ => Err(L2Error::Form),
+        }
+    }
+
+    /// Looks keys up and takes a lease for each that is absent. `None` for the high-water mark says that L2 has lost
+    /// its fence; then no lease was taken.
+    ///
+    /// # Errors
+    /// If L2 is away or not trusted.
+    pub async fn lease(
+        &self,
+        keys: &[&str],
+        lease: &str,
+        generation: Generation,
+    ) -> Result<(Option<Lsn>, Vec<Looked>), L2Error> {
+        let mut connection = self.connection()?;
+        let mut cmd = self.lease.command(keys.len() + 1);
+        cmd.arg(&self.fence_key).arg(keys).arg(lease);
+        cmd.arg(self.config.lease_ttl.as_millis() as u64).arg(&generation.hex16());
+        let Value::Array(values) = self.judge(self.lease.run(&mut connection, &cmd).await)? else {
+            return Err(L2Error::Form);
+        };
+        let mut values = values.into_iter().map(bulk);
+        let Some(hw) = values.next().ok_or(L2Error::Form)?? else {
+            return Ok((None, Vec::new()));
+        };
+        let hw = Lsn::from_hex16(&hw).ok_or(L2Error::Form)?;
+        let looked: Vec<Looked> =
+            values.map(|v| v.map(|v| v.map_or(Looked::Leased, Looked::Stored))).collect::<Result<_, _>>()?;
+        if looked.len() == keys.len() { Ok((Some(hw), looked)) } else { Err(L2Error::Form) }
+    }
+
+    /// Publishes fills, which nothing committed after `hi` is in; says for each whether its lease still stood.
+    ///
+    /// # Errors
+    /// If L2 is away or not trusted; the leases then expire.
+    pub async fn publish(
+        &self,
+        entries: &[(&str, Vec<u8>)],
+        lease: &str,
+        hi: Lsn,
+        ttl: Duration,
+    ) -> Result<Vec<bool>, L2Error> {
+        let mut connection = self.connection()?;
+        let mut cmd = self.publish.command(entries.len() + 1);
+        cmd.arg(&self.fence_key);
+        for (key, _) in entries {
+            cmd.arg(key);
+        }
+        cmd.arg(lease).arg(ttl.as_millis() as u64).arg(&hi.hex16());
+        for (_, text) in entries {
+            cmd.arg(text);
+        }
+        match self.judge(self.publish.run(&mut connection, &cmd).await)? {
+            Value::Array(values) if values.len() == entries.len() => {
+                Ok(values.iter().map(|v| *v == Value::Int(1)).collect())
+            }
+            _ => Err(L2Error::Form),
+        }
+    }
+}
+
+fn bulk(value: Value) -> Result<Option<Bytes>, L2Error> {
+    match value {
+        Value::BulkString(bytes) => Ok(Some(bytes.into())),
+        Value::Nil => Ok(None),
+        _ => Err(L2Error::Form),
+    }
+}

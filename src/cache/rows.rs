@@ -1,0 +1,173 @@
+//! Reading rows from Postgres by key, many at a time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use deadpool_postgres::{Object, Pool, PoolError};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::answer::ReadError;
+use crate::entity::{Entity, EntryKey, Shape};
+use crate::lsn::Lsn;
+use crate::sql::quote_ident as quote;
+
+const FILL: &str = include_str!("../../sql/fill.sql");
+
+/// How long, in milliseconds, reads fail at once after Postgres could not be reached: those who wait for it would only
+/// be told the same later.
+const DOWN: u64 = 250;
+
+/// The rows of many keys, in one snapshot.
+pub struct Found {
+    /// Nothing committed after here is in the values.
+    pub hi: Lsn,
+    /// The values' JSON in the order of the keys; `None` for absent rows.
+    pub values: Vec<Option<Bytes>>,
+}
+
+/// An entity's query, and the shape that it was made for.
+type Query = (Arc<Shape>, String);
+
+/// The readers' way to Postgres.
+pub struct Rows {
+    pool: Pool,
+    timeout: Duration,
+    origin: Instant,
+    /// Milliseconds from `origin` until which Postgres is not tried again after it could not be reached.
+    down_until: AtomicU64,
+    /// By entity.
+    queries: Mutex<Vec<Option<Query>>>,
+}
+
+impl Rows {
+    /// Over a pool of connections to the primary; a query may take `timeout`, waiting for a connection included.
+    pub fn new(pool: Pool, timeout: Duration) -> Self {
+        Rows { pool, timeout, origin: Instant::now(), down_until: AtomicU64::new(0), queries: Mutex::default() }
+    }
+
+    /// Reads rows by key.
+    ///
+    /// # Errors
+    /// If Postgres cannot be reached, takes too long, or refuses the query.
+    pub async fn read(&self, entity: &Entity, keys: &[&EntryKey]) -> Result<Found, ReadError> {
+        let now = || self.origin.elapsed().as_millis() as u64;
+        if now() < self.down_until.load(Ordering::Acquire) {
+            return Err(ReadError::SourceUnavailable);
+        }
+        let found = self.query_rows(entity, keys).await;
+        if matches!(found, Err(ReadError::SourceUnavailable | ReadError::SourceTimeout(_))) {
+            self.down_until.store(now() + DOWN, Ordering::Release);
+        }
+        found
+    }
+
+    async fn query_rows(&self, entity: &Entity, keys: &[&EntryKey]) -> Result<Found, ReadError> {
+        let (width, query) = self.query(entity);
+        let mut columns = vec![Vec::with_capacity(keys.len()); width];
+        for key in keys {
+            let parts: Vec<_> = crate::key::parts(key.key()).collect();
+            if parts.len() != width {
+                // The request was parsed before the table's key changed.
+                return Err(ReadError::Refused("the key's columns have changed".into()));
+            }
+            for (column, part) in columns.iter_mut().zip(parts) {
+                column.push(part.into_owned());
+            }
+        }
+        let deadline = Instant::now() + self.timeout;
+        let late = |_| ReadError::SourceTimeout(self.timeout);
+        let client = tokio::time::timeout_at(deadline, self.pool.get()).await.map_err(late)?;
+        let client = client.map_err(|e| self.unavailable(&e))?;
+        let work = async {
+            let statement = client.prepare_cached(&query).await.map_err(refused)?;
+            let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = columns.iter().map(|c| c as _).collect();
+            client.query(&statement, &params).await.map_err(refused)
+        };
+        let rows = match tokio::time::timeout_at(deadline, work).await {
+            Ok(rows) => rows?,
+            Err(elapsed) => {
+                // It may never answer again: the next read gets another connection.
+                drop(Object::take(client));
+                return Err(late(elapsed));
+            }
+        };
+        let unexpected = || ReadError::Refused("unexpected result".into());
+        let mut found = Found { hi: Lsn::ZERO, values: vec![None; keys.len()] };
+        for row in rows {
+            match row.try_get::<_, Option<i64>>("ord").map_err(refused)? {
+                None => {
+                    let hi: &str = row.try_get("hi").map_err(refused)?;
+                    found.hi = hi.parse().map_err(|_| unexpected())?;
+                }
+                Some(ord) => {
+                    let value: &str = row.try_get("value").map_err(refused)?;
+                    let slot = usize::try_from(ord - 1).ok().and_then(|i| found.values.get_mut(i));
+                    *slot.ok_or_else(unexpected)? = Some(Bytes::copy_from_slice(value.as_bytes()));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn query(&self, entity: &Entity) -> (usize, String) {
+        let shape = entity.shape();
+        let mut queries = self.queries.lock();
+        if queries.len() <= entity.id {
+            queries.resize(entity.id + 1, None);
+        }
+        let width = shape.key.len();
+        match &queries[entity.id] {
+            Some((made_for, query)) if Arc::ptr_eq(made_for, &shape) => (width, query.clone()),
+            _ => {
+                let query = fill_query(entity, &shape);
+                queries[entity.id] = Some((shape, query.clone()));
+                (width, query)
+            }
+        }
+    }
+
+    fn unavailable(&self, error: &PoolError) -> ReadError {
+        match error {
+            PoolError::Timeout(_) => ReadError::SourceTimeout(self.timeout),
+            PoolError::Backend(e) => refused_or_unavailable(e),
+            _ => ReadError::SourceUnavailable,
+        }
+    }
+}
+
+fn refused(error: tokio_postgres::Error) -> ReadError {
+    refused_or_unavailable(&error)
+}
+
+fn refused_or_unavailable(error: &tokio_postgres::Error) -> ReadError {
+    match error.code().map(|code| code.code()) {
+        // Shutting down, starting up, too many connections, connection lost.
+        None => ReadError::SourceUnavailable,
+        Some(code) if code.starts_with("08") || code.starts_with("57P") || code.starts_with("53") => {
+            ReadError::SourceUnavailable
+        }
+        Some(code) => {
+            tracing::warn!(sqlstate = code, error = %error, "read rows: the database refused the query");
+            ReadError::Refused(code.to_owned())
+        }
+    }
+}
+
+fn fill_query(entity: &Entity, shape: &Shape) -> String {
+    let list = |items: Vec<String>, separator: &str| items.join(separator);
+    let numbered = || shape.key.iter().enumerate();
+    // Templates' comments mention the placeholders, too: only the statement is kept.
+    let statement: String = FILL.lines().filter(|line| !line.starts_with("--")).collect::<Vec<_>>().join("\n");
+    statement
+        .replace("{columns}", &list(shape.columns.iter().map(|c| format!("t.{}", quote(&c.name))).collect(), ", "))
+        .replace("{keys}", &list(numbered().map(|(i, k)| format!("${}::text[]::{}[]", i + 1, k.cast)).collect(), ", "))
+        .replace("{names}", &list(numbered().map(|(i, _)| format!("k{i}")).collect(), ", "))
+        .replace("{table}", &format!("{}.{}", quote(&entity.schema), quote(&entity.table)))
+        .replace(
+            "{condition}",
+            &list(numbered().map(|(i, k)| format!("t.{} = k.k{i}", quote(&k.name))).collect(), " AND "),
+        )
+}

@@ -1,0 +1,118 @@
+//! Keys: which columns are one, and whether the stream says them of old rows.
+
+use tokio_postgres::{Client, Row};
+
+use super::finding::{Finding, Findings};
+use super::query;
+use super::types::Oid;
+use crate::config::{EntityConfig, TableName};
+use crate::source::SourceError;
+use crate::sql::quote_ident;
+
+struct UniqueIndex {
+    name: String,
+    primary: bool,
+    columns: Vec<String>,
+}
+
+/// The key's columns, in key order, and the index that makes them one; `None` where there is no such key.
+pub(super) struct ChosenKey {
+    pub(super) columns: Vec<String>,
+    index: String,
+    primary: bool,
+}
+
+/// Chooses the configured key or the primary key.
+pub(super) async fn choose_key(
+    client: &Client,
+    entity: &EntityConfig,
+    oid: Oid,
+    findings: &mut Findings,
+) -> Result<Option<ChosenKey>, SourceError> {
+    let rows = query(client, "read indexes", include_str!("../../sql/unique_indexes.sql"), &[&oid]).await?;
+    let indexes: Vec<UniqueIndex> = rows
+        .iter()
+        .map(|row| UniqueIndex { name: row.get("name"), primary: row.get("is_primary"), columns: row.get("columns") })
+        .collect();
+    let subject = format!("entity {}", entity.name);
+    let table = &entity.table;
+    let Some(wanted) = &entity.key else {
+        let primary = indexes.iter().position(|index| index.primary);
+        if primary.is_none() {
+            let what = format!("table {table} has no primary key (a deferrable one does not count)");
+            let remedy = "add one, or name the columns of a unique index without nulls as the entity's key";
+            let columns = indexes.first().map_or("...".to_owned(), |index| column_list(&index.columns));
+            let sql = format!("ALTER TABLE {} ADD PRIMARY KEY ({columns})", table.sql());
+            findings.add(Finding::error("primary_key_missing", subject, what, remedy).sql(sql));
+        }
+        let primary = primary.and_then(|i| indexes.into_iter().nth(i));
+        return Ok(primary.map(|i| ChosenKey { columns: i.columns, index: i.name, primary: true }));
+    };
+    let same = |index: &&UniqueIndex| {
+        index.columns.len() == wanted.len() && wanted.iter().all(|column| index.columns.contains(column))
+    };
+    let Some(index) = indexes.iter().find(same) else {
+        let list = column_list(wanted);
+        let what = format!("key ({}) of {table} has no unique index on exactly these columns", wanted.join(", "));
+        let remedy = "make one: not partial, not deferrable; or leave the entity's key out to use the primary key";
+        let sql = format!("CREATE UNIQUE INDEX CONCURRENTLY ON {} ({list})", table.sql());
+        findings.add(Finding::error("key_not_unique", subject, what, remedy).sql(sql));
+        return Ok(None);
+    };
+    Ok(Some(ChosenKey { columns: wanted.clone(), index: index.name.clone(), primary: index.primary }))
+}
+
+fn column_list(columns: &[String]) -> String {
+    columns.iter().map(|column| quote_ident(column)).collect::<Vec<_>>().join(", ")
+}
+
+/// Checks what the stream says of old rows, in the table or in each of its partitions, whose oids are returned.
+pub(super) async fn check(
+    client: &Client,
+    entity: &EntityConfig,
+    oid: Oid,
+    key: Option<&ChosenKey>,
+    findings: &mut Findings,
+) -> Result<Vec<Oid>, SourceError> {
+    let rows = query(client, "read replica identity", include_str!("../../sql/identity.sql"), &[&oid]).await?;
+    for row in &rows {
+        check_leaf(entity, row, row.get::<_, Oid>("oid") == oid, key, findings);
+    }
+    Ok(rows.iter().map(|row| row.get("oid")).collect())
+}
+
+fn check_leaf(entity: &EntityConfig, row: &Row, is_table: bool, key: Option<&ChosenKey>, findings: &mut Findings) {
+    let name = TableName { schema: row.get("schema"), name: row.get("name") };
+    let subject = format!("entity {}", entity.name);
+    if row.get::<_, String>("kind") == "f" {
+        let what = format!("partition {name} is a foreign table: its changes are not in this server's log");
+        findings.add(Finding::error("foreign_table", subject, what, "cache the table where it lives"));
+        return;
+    }
+    if row.get::<_, String>("persistence") != "p" {
+        let what = format!("{name} is unlogged or temporary: its changes are not in the log");
+        let sql = format!("ALTER TABLE {} SET LOGGED", name.sql());
+        findings.add(Finding::error("table_unlogged", &subject, what, "make it a logged table").sql(sql));
+    }
+    let Some(key) = key else { return };
+    let identity: String = row.get("identity");
+    let said: Vec<String> = row.get("columns");
+    if identity == "f" || key.columns.iter().all(|column| said.contains(column)) {
+        return;
+    }
+    let what = match identity.as_str() {
+        "n" => format!("{name} has replica identity nothing: updates and deletes of published rows fail"),
+        _ => format!("the replica identity of {name} does not cover the key ({})", key.columns.join(", ")),
+    };
+    let alter = format!("ALTER TABLE {} REPLICA IDENTITY", name.sql());
+    let sql = if key.primary {
+        format!("{alter} DEFAULT")
+    } else if is_table {
+        format!("{alter} USING INDEX {}", quote_ident(&key.index))
+    } else {
+        // A partition's index has a name of its own.
+        format!("{alter} FULL")
+    };
+    let remedy = "set one that covers the key, before the table is published";
+    findings.add(Finding::error("replica_identity", subject, what, remedy).sql(sql));
+}

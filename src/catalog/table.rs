@@ -1,0 +1,290 @@
+//! An entity's table: its kind, the rights on it, its columns and its shape.
+
+use tokio_postgres::{Client, Row};
+
+use super::finding::{Finding, Findings, Phase};
+use super::identity::{self, ChosenKey};
+use super::types::{self, KeyFacts, Oid};
+use super::{query, query_opt};
+use crate::config::{EntityConfig, TableName, nearest};
+use crate::entity::{Shape, ValueColumn};
+use crate::key::KeyColumn;
+use crate::source::SourceError;
+use crate::sql::quote_ident;
+
+/// A table that exists and is one.
+pub(super) struct Table {
+    pub(super) name: TableName,
+    pub(super) oid: Oid,
+    pub(super) partitioned: bool,
+    /// The tables that it is a partition of.
+    pub(super) ancestors: Vec<Oid>,
+    /// Where its rows are: its partitions, or itself.
+    pub(super) leaves: Vec<Oid>,
+    /// The columns that the entity needs from the stream.
+    pub(super) stored_columns: Vec<String>,
+    /// The generated columns among the entity's.
+    pub(super) generated_columns: Vec<String>,
+    /// `None` where columns or the key cannot be served.
+    pub(super) shape: Option<Shape>,
+}
+
+/// Looks at an entity's table with the rights of `role` (oid and name). `None` where there is no such table.
+pub(super) async fn inspect(
+    client: &Client,
+    entity: &EntityConfig,
+    (role_oid, role): (Oid, &str),
+    findings: &mut Findings,
+) -> Result<Option<Table>, SourceError> {
+    let name = &entity.table;
+    let subject = format!("entity {}", entity.name);
+    let sql = include_str!("../../sql/table.sql");
+    let Some(row) = query_opt(client, "read table", sql, &[&name.schema, &name.name, &role_oid]).await? else {
+        findings.add(missing(client, name, subject).await?);
+        return Ok(None);
+    };
+    let kind: String = row.get("kind");
+    if !matches!(kind.as_str(), "r" | "p") {
+        let what = format!("{name} is {}, not a table", kind_name(&kind));
+        findings.add(Finding::error("not_a_table", subject, what, "name the table whose rows are to be cached"));
+        return Ok(None);
+    }
+    let oid: Oid = row.get("oid");
+    check_rows(entity, &row, role, findings);
+    let columns = query(client, "read columns", include_str!("../../sql/columns.sql"), &[&oid, &role_oid]).await?;
+    let columns: Vec<Column> = columns.iter().map(Column::read).collect();
+    let value = choose(entity, "columns", entity.columns.as_deref(), &columns, findings);
+    let known_key = choose(entity, "key", entity.key.as_deref(), &columns, findings).is_some();
+    let key = if known_key { identity::choose_key(client, entity, oid, findings).await? } else { None };
+    // Nulls first: an index with nullable columns can be no replica identity.
+    let key_columns = key.as_ref().and_then(|key| key_columns(entity, key, &columns, findings));
+    let leaves = identity::check(client, entity, oid, key.as_ref(), findings).await?;
+    let key = key_columns;
+    let mut needed: Vec<&Column> = value.iter().flatten().copied().collect();
+    needed.extend(key.iter().flatten().map(|(column, _)| *column));
+    check_rights(entity, &row, &needed, role, findings);
+    let mut table = Table {
+        name: name.clone(),
+        oid,
+        partitioned: kind == "p",
+        ancestors: row.get("ancestors"),
+        leaves,
+        stored_columns: names(&needed, false),
+        generated_columns: names(&needed, true),
+        shape: None,
+    };
+    if let (Some(value), Some(key)) = (value, key) {
+        let oids: Vec<Oid> = value.iter().map(|column| column.type_oid).collect();
+        let sql_types = types::sql_types(client, &oids).await?;
+        let columns = value.iter().map(|column| ValueColumn {
+            name: column.name.clone(),
+            type_oid: column.type_oid,
+            // A type that vanished between the two queries is one whose rows are refetched.
+            sql_type: sql_types.get(&column.type_oid).cloned().unwrap_or(crate::sqltype::SqlType::Opaque),
+        });
+        let columns = columns.collect();
+        let published_as: Vec<String> = row.get("published_as");
+        let facts = needed.iter().map(|column| (&column.name, &column.version, &column.labels));
+        let version = crate::entity::hash(format!("{published_as:?} {:?}", facts.collect::<Vec<_>>()).as_bytes());
+        table.shape = Some(Shape {
+            version,
+            table_oid: oid,
+            columns,
+            key: key.into_iter().map(|(_, key)| key).collect(),
+            whole_row: entity.columns.is_none(),
+        });
+    }
+    Ok(Some(table))
+}
+
+/// A column of the table.
+struct Column {
+    name: String,
+    type_oid: Oid,
+    not_null: bool,
+    generated: bool,
+    readable: bool,
+    deterministic: bool,
+    base_oid: Oid,
+    base_modifier: i32,
+    base_kind: String,
+    base_name: String,
+    labels: Vec<String>,
+    version: String,
+}
+
+impl Column {
+    fn read(row: &Row) -> Self {
+        Column {
+            name: row.get("name"),
+            type_oid: row.get("type_oid"),
+            not_null: row.get("not_null"),
+            generated: row.get("generated"),
+            readable: row.get("readable"),
+            deterministic: row.get("deterministic"),
+            base_oid: row.get("base_oid"),
+            base_modifier: row.get("base_modifier"),
+            base_kind: row.get("base_kind"),
+            base_name: row.get("base_name"),
+            labels: row.get("labels"),
+            version: row.get("version"),
+        }
+    }
+}
+
+fn names(columns: &[&Column], generated: bool) -> Vec<String> {
+    let mut names: Vec<String> = columns.iter().filter(|c| c.generated == generated).map(|c| c.name.clone()).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+async fn missing(client: &Client, name: &TableName, subject: String) -> Result<Finding, SourceError> {
+    let rows = query(client, "read table names", include_str!("../../sql/table_names.sql"), &[]).await?;
+    let tables: Vec<TableName> =
+        rows.iter().map(|row| TableName { schema: row.get("schema"), name: row.get("name") }).collect();
+    // The right name in another schema, or in other letters, is the likeliest mistake.
+    let elsewhere = tables.iter().find(|table| table.name.eq_ignore_ascii_case(&name.name)).map(ToString::to_string);
+    let texts: Vec<String> = tables.iter().map(ToString::to_string).collect();
+    let near = elsewhere.or_else(|| nearest(&name.to_string(), texts.iter().map(String::as_str)).map(str::to_owned));
+    let remedy = match near {
+        Some(near) => format!("create it, or correct the entity's table; did you mean {near}?"),
+        None => "create it, or correct the entity's table".to_owned(),
+    };
+    Ok(Finding::error("table_missing", subject, format!("table {name} does not exist"), remedy))
+}
+
+fn kind_name(kind: &str) -> &'static str {
+    match kind {
+        "v" => "a view",
+        "m" => "a materialized view",
+        "f" => "a foreign table",
+        "S" => "a sequence",
+        _ => "another kind of relation",
+    }
+}
+
+/// Whether a SELECT sees exactly the rows whose changes are streamed under the table's name.
+fn check_rows(entity: &EntityConfig, row: &Row, role: &str, findings: &mut Findings) {
+    let subject = format!("entity {}", entity.name);
+    let name = &entity.table;
+    if row.get("has_children") {
+        let what =
+            format!("{name} has tables that inherit from it: their rows are read with it but stream under their names");
+        findings.add(Finding::error(
+            "inheritance",
+            subject.clone(),
+            what,
+            "name the tables one by one, or use partitions",
+        ));
+    }
+    if row.get("row_security") {
+        let what = format!("row-level security of {name} hides rows from {role}: they would be cached as absent");
+        let sql = format!("ALTER ROLE {} BYPASSRLS", quote_ident(role));
+        let remedy = "let the role see every row";
+        findings.add(Finding::error("row_security", subject, what, remedy).sql(sql));
+    }
+}
+
+/// The columns of that name, or all; `None` where one does not exist.
+fn choose<'a>(
+    entity: &EntityConfig,
+    field: &str,
+    wanted: Option<&[String]>,
+    columns: &'a [Column],
+    findings: &mut Findings,
+) -> Option<Vec<&'a Column>> {
+    let Some(wanted) = wanted else { return Some(columns.iter().collect()) };
+    let mut chosen = Some(Vec::new());
+    for name in wanted {
+        match columns.iter().find(|column| column.name == *name) {
+            Some(column) => chosen.iter_mut().for_each(|chosen| chosen.push(column)),
+            None => {
+                let what = format!("{field}: table {} has no column {name}", entity.table);
+                let remedy = match nearest(name, columns.iter().map(|column| column.name.as_str())) {
+                    Some(near) => format!("did you mean {near}?"),
+                    None => format!("correct the entity's {field}"),
+                };
+                findings.add(Finding::error("column_missing", format!("entity {}", entity.name), what, remedy));
+                chosen = None;
+            }
+        }
+    }
+    chosen
+}
+
+/// The key's columns with their types; `None` where one cannot be part of a key.
+fn key_columns<'a>(
+    entity: &EntityConfig,
+    key: &ChosenKey,
+    columns: &'a [Column],
+    findings: &mut Findings,
+) -> Option<Vec<(&'a Column, KeyColumn)>> {
+    let subject = format!("entity {}", entity.name);
+    let mut resolved = Some(Vec::new());
+    let chosen = key.columns.iter().filter_map(|name| columns.iter().find(|column| column.name == *name));
+    for column in chosen {
+        let Column { name, type_oid, .. } = column;
+        let mut refuse = |code, what: String, remedy: &str, sql: Option<String>| {
+            findings.add(Finding { sql, ..Finding::error(code, subject.clone(), what, remedy) });
+            resolved = None;
+        };
+        if !column.not_null {
+            let sql = format!("ALTER TABLE {} ALTER COLUMN {} SET NOT NULL", entity.table.sql(), quote_ident(name));
+            refuse("key_nullable", format!("key column {name} can be null"), "forbid nulls", Some(sql));
+            continue;
+        }
+        if column.generated {
+            let what = format!("key column {name} is generated, so the stream does not carry it");
+            refuse("key_generated", what, "choose another key", None);
+            continue;
+        }
+        let facts = KeyFacts {
+            oid: column.base_oid,
+            modifier: column.base_modifier,
+            kind: &column.base_kind,
+            deterministic: column.deterministic,
+            labels: column.labels.clone(),
+        };
+        match types::key_type(facts) {
+            Ok(key_type) => {
+                let cast = column.base_name.clone();
+                let key = KeyColumn { name: name.clone(), type_oid: *type_oid, key_type, cast };
+                resolved.iter_mut().for_each(|resolved: &mut Vec<_>| resolved.push((column, key.clone())));
+            }
+            Err(why) => {
+                let what = format!("key column {name} has type {}: {why}", column.base_name);
+                refuse("key_type", what, "choose another key", None);
+            }
+        }
+    }
+    resolved
+}
+
+fn check_rights(entity: &EntityConfig, row: &Row, needed: &[&Column], role: &str, findings: &mut Findings) {
+    let usage: bool = row.get("schema_usage");
+    let (name, ident) = (&entity.table, quote_ident(role));
+    if usage && needed.iter().all(|column| column.readable) {
+        return;
+    }
+    let mut grants = Vec::new();
+    if !usage {
+        grants.push(format!("GRANT USAGE ON SCHEMA {} TO {ident}", quote_ident(&name.schema)));
+    }
+    if needed.iter().any(|column| !column.readable) {
+        // No more than the entity needs, where it says what that is.
+        let columns = match &entity.columns {
+            Some(_) => {
+                let mut quoted: Vec<String> = needed.iter().map(|column| quote_ident(&column.name)).collect();
+                quoted.sort();
+                quoted.dedup();
+                format!(" ({})", quoted.join(", "))
+            }
+            None => String::new(),
+        };
+        grants.push(format!("GRANT SELECT{columns} ON {} TO {ident}", name.sql()));
+    }
+    let what = format!("role {role} may not read {name}");
+    let finding = Finding::error("table_rights", format!("entity {}", entity.name), what, "grant it");
+    findings.add(finding.mended_in(Phase::Grant, grants.join(";\n")));
+}

@@ -1,0 +1,103 @@
+//! Types of columns: what they mean for values and for keys.
+
+use std::collections::HashMap;
+
+use tokio_postgres::{Client, Row};
+
+use super::query;
+use crate::key::KeyType;
+use crate::source::SourceError;
+use crate::sqltype::{SqlType, TypeFacts};
+
+/// An object identifier of the catalog.
+pub(super) type Oid = u32;
+
+/// How values of these types become JSON.
+pub(super) async fn sql_types(client: &Client, oids: &[Oid]) -> Result<HashMap<Oid, SqlType>, SourceError> {
+    let rows = query(client, "read types", include_str!("../../sql/type_facts.sql"), &[&oids]).await?;
+    let byte = |row: &Row, column: &str| row.get::<_, i8>(column).cast_unsigned();
+    let facts = rows.iter().map(|row| {
+        let facts = TypeFacts {
+            typtype: byte(row, "typtype"),
+            base: row.get("base"),
+            element: row.get("element"),
+            delimiter: byte(row, "delimiter"),
+            has_json_cast: row.get("has_json_cast"),
+        };
+        (row.get("oid"), facts)
+    });
+    let facts = facts.collect();
+    Ok(oids.iter().map(|oid| (*oid, SqlType::of(*oid, &facts))).collect())
+}
+
+/// A column's type as keys need it, domains looked through.
+pub(super) struct KeyFacts<'a> {
+    pub(super) oid: Oid,
+    /// `atttypmod`, or the domain's.
+    pub(super) modifier: i32,
+    /// `pg_type.typtype`.
+    pub(super) kind: &'a str,
+    /// Whether the column's collation calls only equal texts equal.
+    pub(super) deterministic: bool,
+    /// An enum's labels.
+    pub(super) labels: Vec<String>,
+}
+
+/// What the type is as a key's; or why it cannot be one.
+pub(super) fn key_type(facts: KeyFacts<'_>) -> Result<KeyType, &'static str> {
+    // A modifier counts from the four bytes of a length word.
+    let modifier = facts.modifier.checked_sub(4).filter(|m| *m >= 0);
+    match facts.oid {
+        21 => Ok(KeyType::Integer(i16::MIN.into(), i16::MAX.into())),
+        23 => Ok(KeyType::Integer(i32::MIN.into(), i32::MAX.into())),
+        20 => Ok(KeyType::Integer(i64::MIN, i64::MAX)),
+        26 => Ok(KeyType::Integer(0, u32::MAX.into())),
+        25 | 1043 | 1042 if !facts.deterministic => {
+            Err("its collation is not deterministic: different texts are equal")
+        }
+        25 | 1043 => Ok(KeyType::Text),
+        1042 => match modifier.map(usize::try_from) {
+            Some(Ok(length)) => Ok(KeyType::Char(length)),
+            _ => Err("bpchar without a length has many texts for one value"),
+        },
+        2950 => Ok(KeyType::Uuid),
+        16 => Ok(KeyType::Bool),
+        1082 => Ok(KeyType::Date),
+        1114 => Ok(KeyType::Timestamp),
+        1184 => Ok(KeyType::TimestampTz),
+        1700 => match modifier {
+            // The scale is a signed number of 11 bits; a negative one leaves no fraction.
+            Some(modifier) => match usize::try_from(((modifier & 0x7FF) ^ 1024) - 1024) {
+                Ok(scale) => Ok(KeyType::Numeric(scale)),
+                Err(_) => Ok(KeyType::Numeric(0)),
+            },
+            None => Err("numeric without precision and scale has many texts for one value"),
+        },
+        _ if facts.kind == "e" => Ok(KeyType::Enum(facts.labels)),
+        _ => Err(
+            "keys can be int2, int4, int8, oid, text, varchar, char(n), uuid, bool, enums, date, timestamp, timestamptz and \
+             numeric(p,s)",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(oid: Oid, modifier: i32) -> Result<KeyType, &'static str> {
+        key_type(KeyFacts { oid, modifier, kind: "b", deterministic: true, labels: Vec::new() })
+    }
+
+    #[test]
+    fn modifiers_give_lengths_and_scales() {
+        assert_eq!(of(1042, 7), Ok(KeyType::Char(3)));
+        assert!(of(1042, -1).is_err());
+        // numeric(10,2), numeric(5,0), numeric(4,-2), numeric.
+        assert_eq!(of(1700, (10 << 16 | 2) + 4), Ok(KeyType::Numeric(2)));
+        assert_eq!(of(1700, (5 << 16) + 4), Ok(KeyType::Numeric(0)));
+        assert_eq!(of(1700, (4 << 16 | (-2 & 0x7FF)) + 4), Ok(KeyType::Numeric(0)));
+        assert!(of(1700, -1).is_err());
+        assert!(of(701, -1).is_err());
+    }
+}

@@ -1,0 +1,77 @@
+//! Arguments to calls, and results to exit codes: 0 done, 1 a check failed, 2 usage, 69 unavailable, 77 permission,
+//! 78 configuration.
+
+mod check;
+mod demo;
+mod failure;
+mod log;
+mod setup;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, LogFormat};
+
+use failure::Failure;
+
+/// Keeps Redis and in-process caches in step with Postgres by reading its write-ahead log.
+#[derive(Debug, Parser)]
+#[command(name = "walcache", version, about)]
+struct Cli {
+    /// The configuration file.
+    #[arg(long, global = true, value_name = "FILE", env = "WALCACHE_CONFIG", default_value = "walcache.toml")]
+    config: PathBuf,
+    /// The form of log lines; overrides log.format.
+    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Keep the caches in step and serve reads, until SIGTERM.
+    Run,
+    /// Compare the configuration with the database, and print the SQL that mends each finding.
+    Check(check::Arguments),
+    /// Print, or apply, the SQL that the database needs before `run`.
+    Setup(setup::Arguments),
+    /// Show it at work, with private servers, data, writers and readers. Needs no configuration.
+    Demo(demo::Arguments),
+}
+
+/// Reads the process's arguments, does what they say, and gives its exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::runtime(error).report(false),
+    };
+    runtime.block_on(dispatch(cli))
+}
+
+async fn dispatch(cli: Cli) -> ExitCode {
+    let json = matches!(&cli.verb, Verb::Check(arguments) if arguments.json);
+    act(&cli).await.unwrap_or_else(|failure| failure.report(json))
+}
+
+async fn act(cli: &Cli) -> Result<ExitCode, Failure> {
+    match &cli.verb {
+        Verb::Run => {
+            crate::daemon::run(load(cli)?).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Check(arguments) => check::run(arguments, &load(cli)?).await,
+        Verb::Setup(arguments) => setup::run(arguments, &load(cli)?).await,
+        Verb::Demo(arguments) => demo::run(arguments, cli.log_format).await,
+    }
+}
+
+fn load(cli: &Cli) -> Result<Config, Failure> {
+    let mut config = Config::load(&cli.config)?;
+    config.log.format = cli.log_format.unwrap_or(config.log.format);
+    log::init(&config.log);
+    Ok(config)
+}

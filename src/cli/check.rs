@@ -1,0 +1,71 @@
+//! `walcache check`: what keeps the configuration from working, with the SQL that mends it.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+
+use super::failure::Failure;
+use crate::catalog::{self, Finding, Severity};
+use crate::config::Config;
+use crate::source;
+
+/// Catalog queries are small; one that takes longer waits for a lock that DDL holds.
+pub(super) const CATALOG_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Print JSON to standard output.
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Check the configuration alone, without connecting.
+    #[arg(long)]
+    offline: bool,
+}
+
+pub(super) async fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> {
+    // What is wrong with the configuration itself has been found while it was loaded.
+    let findings = if arguments.offline {
+        Vec::new()
+    } else {
+        let client = source::connect(&config.source, Some(CATALOG_TIMEOUT)).await?;
+        catalog::inspect(&client, config).await?.findings
+    };
+    let (errors, warnings) = count(&findings);
+    if arguments.json {
+        println!("{}", json!({"ok": errors == 0, "errors": errors, "warnings": warnings, "findings": findings}));
+    } else {
+        findings.iter().for_each(|finding| print!("{}", text(finding)));
+        let entities = config.entities.len();
+        let scope = if arguments.offline { "configuration" } else { "configuration and database" };
+        println!("{scope}: entities {entities}, errors {errors}, warnings {warnings}");
+        if findings.iter().any(|finding| finding.setup.is_some()) {
+            println!("`walcache setup` prints, and `walcache setup --apply` applies, what is marked [setup]");
+        }
+    }
+    Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Errors and warnings.
+pub(super) fn count(findings: &[Finding]) -> (usize, usize) {
+    let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
+    (errors, findings.len() - errors)
+}
+
+/// A finding for people, each line ended.
+pub(super) fn text(finding: &Finding) -> String {
+    let severity = match finding.severity {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+    };
+    let setup = if finding.setup.is_some() { " [setup]" } else { "" };
+    let mut text = format!(
+        "{severity}[{}] {}: {}\n  mend: {}{setup}\n",
+        finding.code, finding.subject, finding.what, finding.remedy
+    );
+    for line in finding.sql.iter().flat_map(|sql| sql.lines()) {
+        text.push_str(&format!("  sql:  {line}\n"));
+    }
+    text
+}

@@ -1,0 +1,326 @@
+//! Composes the stages: starts them, keeps the stream going, and ends them in order.
+//!
+//! ```text
+//! start: listeners bound -> catalog inspected -> tiers -> [replicate | keep L2 connected | serve | upkeep]
+//! stop:  not ready -> last batch applied and confirmed -> requests drained, within the grace period
+//! ```
+
+mod error;
+mod housekeeping;
+mod pipeline;
+mod replicate;
+mod session;
+mod slot;
+mod status;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::cache::answer::{Answer, Demand, ReadError};
+use crate::cache::fill::Filler;
+use crate::cache::l1::L1;
+use crate::cache::l2::{self, L2};
+use crate::cache::rows::Rows;
+use crate::cache::watermark::Watermark;
+use crate::cache::{Cache, Freshness, Hierarchy};
+use crate::catalog;
+use crate::config::Config;
+use crate::entity::{Entity, EntryKey, Shape};
+use crate::metrics::{ApplyMetrics, CacheMetrics, InstanceMetrics, ReplicationMetrics};
+use crate::serve::{self, Limits, Listener, Reads};
+use crate::source::{self, SourceError, Verdict};
+
+pub use error::DaemonError;
+use status::Status;
+
+/// How long one statement of the daemon's own may take, in the catalog or for an epoch.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often histograms are condensed.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// Connections of the admin listener.
+const ADMIN_CONNECTIONS: usize = 64;
+
+/// What the stages share.
+struct Context {
+    config: Config,
+    hierarchy: Arc<Hierarchy>,
+    metrics: crate::apply::Metrics,
+    instance: Arc<InstanceMetrics>,
+    status: Arc<Status>,
+}
+
+/// A running daemon.
+pub struct Daemon {
+    /// Where the HTTP API listens.
+    pub http: SocketAddr,
+    /// Where the admin routes listen.
+    pub admin: SocketAddr,
+    tasks: JoinSet<Result<(), DaemonError>>,
+    stop: CancellationToken,
+    /// Cancelled once nothing is applied any more: then connections to the tiers may go.
+    grace: Duration,
+}
+
+impl Daemon {
+    /// Starts a daemon. Waits until the source database has been inspected, however long that takes.
+    ///
+    /// # Errors
+    /// Whatever an operator must mend: an address in use, a finding of the catalog, a refused login.
+    pub async fn start(
+        config: Config,
+        prometheus: PrometheusHandle,
+        stop: CancellationToken,
+    ) -> Result<Daemon, DaemonError> {
+        let http = Listener::bind(&config.http.listen.to_string(), "http").await?;
+        let admin = Listener::bind(&config.admin.listen.to_string(), "admin").await?;
+        let addresses = (http.address(), admin.address());
+        let status = Arc::new(Status::new(prometheus.clone(), &config));
+        let grace = config.http.grace;
+        let mut tasks = JoinSet::new();
+        let limits = limits(&config);
+        let admin_limits = Limits { max_connections: ADMIN_CONNECTIONS, ..limits };
+        // First, so that probes are answered while the source is waited for; and last to go.
+        let admin_stop = CancellationToken::new();
+        let admin_task = tokio::spawn({
+            let (health, stop) = (status.clone(), admin_stop.clone());
+            async move { admin.serve(move || serve::admin::service(&health), admin_limits, stop).await }
+        });
+        let shapes = inspect(&config, &stop).await?;
+        let context = Arc::new(context(config, shapes, status)?);
+        let config = &context.config;
+
+        let cache_metrics: Arc<Vec<CacheMetrics>> =
+            Arc::new(config.entities.iter().map(|e| CacheMetrics::new(&e.name)).collect());
+        let pool = source::pool(&config.source)?;
+        let rows = Rows::new(pool.clone(), config.source.fill_timeout);
+        let hierarchy = context.hierarchy.clone();
+        let filler = Filler::new(hierarchy.clone(), rows, config.source.max_waiting_fills, cache_metrics.clone());
+        let cache = Cache::new(hierarchy.clone(), filler, freshness(config), cache_metrics);
+        context.status.attach(hierarchy.clone(), context.metrics.replication.clone());
+
+        // Connections to L2 stay up until the last batch is applied.
+        let l2_stop = CancellationToken::new();
+        tasks.spawn({
+            let (l2, instance, stop) = (hierarchy.l2.clone(), context.instance.clone(), l2_stop.clone());
+            async move {
+                l2.keep_connected(instance, stop).await;
+                Ok(())
+            }
+        });
+        tasks.spawn({
+            let (context, stop) = (context.clone(), stop.clone());
+            async move {
+                let ended = replicate::replicate(context, stop).await;
+                l2_stop.cancel();
+                ended
+            }
+        });
+        tasks.spawn({
+            let names = config.entities.iter().map(|e| e.name.clone()).collect();
+            let (api, stop) = (serve::api::Api::new(cache, names, limits), stop.clone());
+            async move {
+                http.serve(move || serve::api::service(&api), limits, stop).await;
+                admin_stop.cancel();
+                // The admin listener drains in its own time; it has nothing to lose.
+                let _ = admin_task.await;
+                Ok(())
+            }
+        });
+        tasks.spawn({
+            let (stop, instance) = (stop.clone(), context.instance.clone());
+            async move {
+                let mut tick = tokio::time::interval(UPKEEP);
+                loop {
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(()),
+                        _ = tick.tick() => {
+                            prometheus.run_upkeep();
+                            instance.db_pool_available(pool.status().available);
+                        }
+                    }
+                }
+            }
+        });
+        Ok(Daemon { http: addresses.0, admin: addresses.1, tasks, stop, grace })
+    }
+
+    /// Runs until stopped, then ends everything in order within the grace period.
+    ///
+    /// # Errors
+    /// What ended a stage for good before that.
+    pub async fn run(mut self) -> Result<(), DaemonError> {
+        let mut ended = Ok(());
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                done = self.tasks.join_next() => match done {
+                    Some(Ok(Ok(()))) => {}
+                    Some(Ok(Err(error))) => ended = Err(error),
+                    Some(Err(panic)) => ended = Err(DaemonError::Panicked(panic.to_string())),
+                    None => return ended,
+                },
+            }
+            if ended.is_err() {
+                self.stop.cancel();
+            }
+        }
+        info!("stopping");
+        let drained = tokio::time::timeout(self.grace + Duration::from_secs(1), async {
+            while let Some(done) = self.tasks.join_next().await {
+                if let Ok(Err(error)) = done {
+                    warn!(%error, "a stage ended with an error while stopping");
+                }
+            }
+        });
+        if drained.await.is_err() {
+            warn!("the grace period is over: what is left is cut off; it was not confirmed and comes again");
+        }
+        ended
+    }
+}
+
+/// Runs a daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// As [`Daemon::start`] and [`Daemon::run`].
+pub async fn run(config: Config) -> Result<(), DaemonError> {
+    let prometheus = crate::metrics::install().map_err(|e| DaemonError::Metrics(e.to_string()))?;
+    let stop = CancellationToken::new();
+    let mut terminate =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(DaemonError::Signals)?;
+    let mut interrupt =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).map_err(DaemonError::Signals)?;
+    tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            stop.cancel();
+        }
+    });
+    let daemon = tokio::select! {
+        daemon = Daemon::start(config, prometheus, stop.clone()) => daemon?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    daemon.run().await?;
+    info!("stopped");
+    Ok(())
+}
+
+/// Inspects the source until it answers, and refuses what cannot work.
+async fn inspect(config: &Config, stop: &CancellationToken) -> Result<Vec<Shape>, DaemonError> {
+    let mut backoff = crate::retry::forever(Duration::from_millis(100), config.source.reconnect_max);
+    loop {
+        let attempt = async {
+            let client = source::connect(&config.source, Some(STATEMENT_TIMEOUT)).await?;
+            catalog::inspect(&client, config).await
+        };
+        match attempt.await {
+            Ok(inspection) if inspection.is_ok() => {
+                for finding in &inspection.findings {
+                    warn!(code = finding.code, remedy = finding.remedy, "{} {}", finding.subject, finding.what);
+                }
+                let shapes = inspection.shapes.into_iter().collect::<Option<_>>();
+                return shapes.ok_or(DaemonError::Findings(inspection.findings));
+            }
+            Ok(inspection) => return Err(DaemonError::Findings(inspection.findings)),
+            Err(error) if error.verdict() == Verdict::Retry => {
+                warn!(%error, "the source database is not available; trying again");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next()) => {}
+            () = stop.cancelled() => return Err(DaemonError::Stopped),
+        }
+    }
+}
+
+fn context(config: Config, shapes: Vec<Shape>, status: Arc<Status>) -> Result<Context, DaemonError> {
+    let entities: Vec<Arc<Entity>> = (config.entities.iter().zip(shapes).enumerate())
+        .map(|(id, (e, shape))| {
+            let table = (e.table.schema.clone(), e.table.name.clone());
+            let prefix = &config.l2.prefix;
+            Arc::new(Entity::new(id, e.name.clone(), table, e.on_change, e.ttl, e.populate, prefix, shape))
+        })
+        .collect();
+    let l2 = L2::new(l2::Config {
+        url: config.l2.url.expose().to_owned(),
+        prefix: config.l2.prefix.clone(),
+        response_timeout: config.l2.response_timeout,
+        connect_timeout: config.l2.connect_timeout,
+        lease_ttl: config.l2.lease_ttl,
+        lease_wait: config.l2.lease_wait,
+    })
+    .map_err(DaemonError::L2Url)?;
+    let l1 = config.l1.enabled.then(|| L1::new(config.l1.max_size));
+    let names = || config.entities.iter().map(|e| e.name.as_str());
+    let metrics = crate::apply::Metrics {
+        apply: Arc::new(ApplyMetrics::new(names())),
+        replication: Arc::new(ReplicationMetrics::new(names())),
+    };
+    let hierarchy = Arc::new(Hierarchy { entities, l1, l2: Arc::new(l2), watermark: Watermark::default() });
+    Ok(Context { config, hierarchy, metrics, instance: Arc::new(InstanceMetrics::new()), status })
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        max_body: usize::try_from(config.http.max_body).unwrap_or(usize::MAX),
+        max_batch: config.http.max_batch,
+        header_timeout: config.http.header_timeout,
+        max_connections: config.http.max_connections,
+        grace: config.http.grace,
+    }
+}
+
+fn freshness(config: &Config) -> Freshness {
+    let f = &config.freshness;
+    Freshness {
+        stale_after: f.stale_after,
+        max_staleness: f.max_staleness,
+        min_lsn_wait: f.min_lsn_wait,
+        min_lsn_wait_max: f.min_lsn_wait_max,
+    }
+}
+
+impl Reads for Cache {
+    fn entity(&self, name: &str) -> Option<&Arc<Entity>> {
+        Cache::entity(self, name)
+    }
+
+    fn read_l1(&self, entity: &Entity, key: &EntryKey, demand: &Demand) -> Option<Answer> {
+        Cache::read_l1(self, entity, key, demand)
+    }
+
+    fn read(
+        &self,
+        entity: &Arc<Entity>,
+        key: EntryKey,
+        demand: Demand,
+    ) -> impl Future<Output = Result<Answer, ReadError>> + Send {
+        Cache::read(self, entity, key, demand)
+    }
+
+    fn read_many(
+        &self,
+        entity: &Arc<Entity>,
+        keys: Vec<EntryKey>,
+        demand: Demand,
+    ) -> impl Future<Output = Vec<Result<Answer, ReadError>>> + Send {
+        Cache::read_many(self, entity, keys, demand)
+    }
+}
+
+impl From<SourceError> for DaemonError {
+    fn from(error: SourceError) -> Self {
+        DaemonError::Source(error)
+    }
+}

@@ -1,0 +1,331 @@
+//! One session of the stream: connect, take the slot, claim L2, stream until something ends it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pgwire_replication::TlsConfig;
+use pgwire_replication::config::SslMode as WireSslMode;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::error::SessionError;
+use super::pipeline::Pipeline;
+use super::{Context, STATEMENT_TIMEOUT, housekeeping, slot};
+use crate::apply::batch::{Assembler, Batch, Limits};
+use crate::apply::claim::Position;
+use crate::apply::{Applier, LookUpShape, Start};
+use crate::capture::connect::{Connection, Socket};
+use crate::capture::stream::{Progress, stream};
+use crate::capture::{self, CaptureError};
+use crate::catalog::{self, ResolveError};
+use crate::config::Config;
+use crate::entity::{Entity, Shape};
+use crate::gate::Gate;
+use crate::lsn::Lsn;
+use crate::plan::Planner;
+use crate::source::{self, SourceError, SourceUrl, SslMode};
+
+/// Chunks that wait to be decoded, of up to some 256 KiB.
+const CHUNKS: usize = 2;
+
+/// The part of the grace period in which a batch may be finished.
+const PATIENCE: f32 = 0.7;
+
+/// How long a session that has failed goes on with the batch in hand: what it waits for may never come.
+const FAILED_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What one session leaves to the next.
+#[derive(Default)]
+pub(super) struct Session {
+    /// The source of the last session that streamed.
+    source_id: Option<String>,
+    streaming_since: Option<Instant>,
+}
+
+impl Session {
+    /// Whether any session has streamed.
+    pub(super) fn streamed(&self) -> bool {
+        self.source_id.is_some()
+    }
+
+    /// How long the last session has streamed, if it has; asked once.
+    pub(super) fn take_streamed_for(&mut self) -> Option<Duration> {
+        self.streaming_since.take().map(|since| since.elapsed())
+    }
+}
+
+/// Looks shapes up for the entities of the configuration.
+pub(super) struct Catalog(pub(super) Config);
+
+impl LookUpShape for Catalog {
+    async fn look_up(&self, source: &Client, entity: &Entity) -> Result<Result<Shape, String>, SourceError> {
+        match catalog::resolve(source, &self.0, &self.0.entities[entity.id]).await {
+            Ok(shape) => Ok(Ok(shape)),
+            Err(ResolveError::Unservable(findings)) => {
+                Ok(Err(findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))
+            }
+            Err(ResolveError::Source(e)) => Err(e),
+        }
+    }
+}
+
+/// Runs one session.
+///
+/// # Errors
+/// Whatever ended it, other than `stop`.
+pub(super) async fn run(
+    session: &mut Session,
+    context: &Arc<Context>,
+    stop: &CancellationToken,
+) -> Result<(), SessionError> {
+    let config = &context.config;
+    // Connecting may take as long as the source likes; making a slot waits for every transaction that runs.
+    let connected = tokio::select! {
+        connected = connect(session, context) => connected?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let Connected { source, gate, capture, source_id, broken, from, socket } = connected;
+    context.metrics.replication.connected(true);
+    context.status.set_connected(true);
+
+    // Ends this session, whether it failed or the daemon stops.
+    let end = stop.child_token();
+    let capture_end = CancellationToken::new();
+    // Gives up a batch that cannot be finished in time, because it waits for a gate or for L2.
+    let abort = CancellationToken::new();
+    let mut patience = JoinSet::new();
+    patience.spawn({
+        let (end, abort, stop, grace) = (end.clone(), abort.clone(), stop.clone(), config.http.grace);
+        async move {
+            end.cancelled().await;
+            tokio::time::sleep(if stop.is_cancelled() { grace.mul_f32(PATIENCE) } else { FAILED_PATIENCE }).await;
+            abort.cancel();
+        }
+    });
+    let progress = Arc::new(Progress::new(from));
+    context.status.set_progress(progress.clone(), &source_id);
+    let (chunk_sender, chunks) = mpsc::channel(CHUNKS);
+    let (batch_sender, batches) = mpsc::channel(1);
+    let mut streaming = tokio::spawn({
+        let (progress, capture_end) = (progress.clone(), capture_end.clone());
+        async move { stream(socket, &capture, progress, chunk_sender, capture_end).await }
+    });
+
+    let position = Position { source: &source_id, applied: from, broken };
+    let start = Start {
+        hierarchy: context.hierarchy.clone(),
+        config: crate::apply::Config { script_keys: config.apply.script_keys, in_flight: config.apply.in_flight },
+        gate,
+        source: source.clone(),
+        position,
+        shapes: Catalog(config.clone()),
+        metrics: context.metrics.clone(),
+        cancel: abort.clone(),
+    };
+    // Meanwhile the stream is kept alive, and waits.
+    let claimed = tokio::select! {
+        () = end.cancelled() => Err(crate::apply::ApplyError::Cancelled.into()),
+        claimed = Applier::start(start) => claimed.map_err(SessionError::from),
+        ended = &mut streaming => Err(match ended {
+            Ok(Ok(())) => CaptureError::Ended.into(),
+            Ok(Err(e)) => e.into(),
+            Err(panic) => SessionError::Panicked(panic.to_string()),
+        }),
+    };
+    let applier = match claimed {
+        Ok(applier) => applier,
+        Err(e) => {
+            capture_end.cancel();
+            if !streaming.is_finished() {
+                // Until then the slot is held, and the next session would be refused. It says farewell in bounded time.
+                let _ = streaming.await;
+            }
+            return Err(e);
+        }
+    };
+    context.hierarchy.take_over(from);
+    context.instance.leader(true);
+    context.status.set_problem(None);
+    session.source_id = Some(source_id);
+    session.streaming_since = Some(Instant::now());
+
+    let mut stages: JoinSet<Result<(), SessionError>> = JoinSet::new();
+    stages.spawn({
+        let (context, end) = (context.clone(), end.clone());
+        async move {
+            let planner = Planner::new(context.hierarchy.entities.clone());
+            let pipeline = Pipeline::new(planner, Assembler::new(limits(&context)), &context.metrics.replication);
+            let ended = pipeline.run(chunks, batch_sender, end.clone()).await;
+            end.cancel();
+            ended
+        }
+    });
+    let (reshape_sender, reshapes) = mpsc::channel(1);
+    stages.spawn({
+        let (context, end, progress) = (context.clone(), end.clone(), progress.clone());
+        async move {
+            // A query that is not answered must not hold up the end.
+            tokio::select! {
+                ended = housekeeping::run(&context, &source, &progress, reshape_sender, end.clone()) => ended,
+                () = end.cancelled() => Ok(()),
+            }
+        }
+    });
+    stages.spawn({
+        let (end, given_up) = (end.clone(), abort.clone());
+        async move {
+            // Given up anywhere, it has confirmed nothing: the next session replays it under a claim of its own.
+            let ended = tokio::select! {
+                ended = apply(applier, batches, reshapes, &progress) => ended,
+                () = given_up.cancelled() => Err(crate::apply::ApplyError::Cancelled.into()),
+            };
+            end.cancel();
+            ended
+        }
+    });
+    let mut outcome = Ok(());
+    loop {
+        tokio::select! {
+            // It ends by itself only if the connection broke, or nobody takes its chunks any more.
+            ended = &mut streaming => {
+                end.cancel();
+                while let Some(stage) = stages.join_next().await {
+                    outcome = outcome.and(flatten(stage));
+                }
+                let ended = match ended {
+                    Ok(ended) => ended.map_err(SessionError::from),
+                    Err(panic) => Err(SessionError::Panicked(panic.to_string())),
+                };
+                return outcome.and(ended);
+            }
+            stage = stages.join_next() => match stage {
+                Some(stage) => {
+                    outcome = outcome.and(flatten(stage));
+                    if outcome.is_err() {
+                        end.cancel();
+                    }
+                }
+                // Everything that was taken is applied: the last status can go.
+                None => capture_end.cancel(),
+            },
+        }
+        if stages.is_empty() {
+            capture_end.cancel();
+            let ended = match streaming.await {
+                Ok(ended) => ended.map_err(SessionError::from),
+                Err(panic) => Err(SessionError::Panicked(panic.to_string())),
+            };
+            return outcome.and(ended);
+        }
+    }
+}
+
+/// Everything that a session needs of the source, the slot held.
+struct Connected {
+    source: Arc<Client>,
+    gate: Gate,
+    capture: capture::Config,
+    source_id: String,
+    /// Why the stream is no continuation, if it is none.
+    broken: Option<&'static str>,
+    /// Where the stream continues.
+    from: Lsn,
+    socket: Socket,
+}
+
+async fn connect(session: &Session, context: &Context) -> Result<Connected, SessionError> {
+    let config = &context.config;
+    let source = Arc::new(source::connect(&config.source, Some(STATEMENT_TIMEOUT)).await?);
+    // The server's own limit on statements does not help where the way to it is silent.
+    let limit = STATEMENT_TIMEOUT + config.source.connect_timeout;
+    let gate = source::connect(&config.source, Some(STATEMENT_TIMEOUT)).await?;
+    let gate = within("prepare the gate", limit, Gate::new(gate)).await??;
+    let capture = capture_config(context)?;
+    let mut connection = Connection::open(&capture).await?;
+    let system = connection.identify().await?;
+    let slot = slot::ensure(&source, &config.source).await?;
+    let incarnation = slot::incarnation(&source).await?;
+    let (database, slot_name) = (&capture.database, &config.source.slot);
+    let source_id = format!("{}/{}/{database}/{slot_name}/{incarnation}", system.identifier, system.timeline);
+    // Within one process more may have been applied than was confirmed; elsewhere LSNs cannot be compared.
+    let elsewhere = session.source_id.as_ref().is_some_and(|before| *before != source_id);
+    let broken = slot
+        .broken
+        .or(elsewhere.then_some("the source is another system, timeline or slot than before, or has crashed"));
+    let same = broken.is_none() && session.source_id.is_some();
+    let from = if same { slot.confirmed.max(context.hierarchy.watermark.load()) } else { slot.confirmed };
+    let socket = connection.start(from).await?;
+    info!(slot = config.source.slot, from = %from, system = system.identifier, timeline = system.timeline, "streaming");
+    Ok(Connected { source, gate, capture, source_id, broken, from, socket })
+}
+
+async fn within<T>(what: &'static str, after: Duration, work: impl Future<Output = T>) -> Result<T, SessionError> {
+    let done = tokio::time::timeout(after, work).await;
+    done.map_err(|_| SourceError::Timeout { what, after }.into())
+}
+
+/// Applies batches until their sender is gone, and lets capture confirm them.
+async fn apply(
+    mut applier: Applier<Catalog>,
+    mut batches: mpsc::Receiver<Batch>,
+    mut reshapes: mpsc::Receiver<usize>,
+    progress: &Progress,
+) -> Result<(), SessionError> {
+    loop {
+        tokio::select! {
+            biased;
+            Some(entity) = reshapes.recv() => applier.reshape(entity).await?,
+            batch = batches.recv() => {
+                let Some(batch) = batch else { return Ok(()) };
+                let applied = batch.progress;
+                applier.apply(batch).await?;
+                if let Some(lsn) = applied {
+                    progress.apply(lsn);
+                }
+            }
+        }
+    }
+}
+
+fn flatten(stage: Result<Result<(), SessionError>, tokio::task::JoinError>) -> Result<(), SessionError> {
+    stage.unwrap_or_else(|panic| Err(SessionError::Panicked(panic.to_string())))
+}
+
+fn limits(context: &Context) -> Limits {
+    let apply = &context.config.apply;
+    let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    Limits {
+        max_batch_events: apply.max_batch_events,
+        max_batch_bytes: bytes(apply.max_batch_bytes),
+        max_transaction_bytes: bytes(apply.max_transaction_bytes),
+    }
+}
+
+fn capture_config(context: &Context) -> Result<capture::Config, SessionError> {
+    let source = &context.config.source;
+    let url = SourceUrl::parse(&source.url).map_err(SourceError::from)?;
+    let (host, port) = url.host();
+    let mode = match url.ssl_mode {
+        SslMode::Disable => WireSslMode::Disable,
+        SslMode::Prefer => WireSslMode::Prefer,
+        SslMode::Require => WireSslMode::Require,
+        SslMode::VerifyCa => WireSslMode::VerifyCa,
+        SslMode::VerifyFull => WireSslMode::VerifyFull,
+    };
+    Ok(capture::Config {
+        host,
+        port,
+        user: url.user().to_owned(),
+        password: url.password().map(|p| String::from_utf8_lossy(p).into_owned()),
+        database: url.dbname().to_owned(),
+        tls: TlsConfig { mode, ca_pem_path: url.ssl_root_cert.clone(), ..TlsConfig::default() },
+        slot: source.slot.clone(),
+        publication: source.publication.clone(),
+        connect_timeout: source.connect_timeout,
+        status_interval: source.status_interval,
+        dead_after: source.dead_after,
+    })
+}

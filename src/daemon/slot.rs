@@ -1,0 +1,68 @@
+//! The replication slot: where the stream continues, and whether it can.
+
+use tokio_postgres::Client;
+use tracing::{info, warn};
+
+use crate::config::SourceConfig;
+use crate::lsn::Lsn;
+use crate::source::SourceError;
+
+/// Where the slot stands.
+pub struct Slot {
+    /// What was confirmed: the stream continues after it.
+    pub confirmed: Lsn,
+    /// Why that is not where the last session ended, if it is not: changes may have been missed in between.
+    pub broken: Option<&'static str>,
+}
+
+/// Reads the slot; makes it where there is none, and makes it anew where the server has removed log that it needed.
+/// Neither is a continuation of what was applied before.
+///
+/// # Errors
+/// If the source refuses.
+pub async fn ensure(source: &Client, config: &SourceConfig) -> Result<Slot, SourceError> {
+    let rows = source.query(include_str!("../../sql/slot_position.sql"), &[&config.slot]).await;
+    let rows = rows.map_err(|e| SourceError::postgres("read the slot", e))?;
+    let Some(row) = rows.first() else {
+        info!(slot = config.slot, "creating the replication slot; this waits for transactions that run now");
+        let confirmed = create(source, config).await?;
+        return Ok(Slot { confirmed, broken: Some("the replication slot is new") });
+    };
+    let lost: bool = row.get("lost");
+    if lost {
+        warn!(slot = config.slot, "the server has removed log that the slot needed; dropping it for a new one");
+        let drop = source.execute("SELECT pg_drop_replication_slot($1)", &[&config.slot]).await;
+        drop.map_err(|e| SourceError::postgres("drop the lost slot", e))?;
+        let confirmed = create(source, config).await?;
+        return Ok(Slot { confirmed, broken: Some("the replication slot was lost, and changes with it") });
+    }
+    Ok(Slot { confirmed: lsn(row.get("confirmed"))?, broken: None })
+}
+
+/// Tells the server's lives apart: it differs after a crash, and not after a restart in order. A crash takes back commits
+/// that were visible but not flushed (`synchronous_commit = off`), and no event ever tells of that; what was filled
+/// from them must go. Resetting the statistics looks the same, and costs a new generation.
+///
+/// # Errors
+/// If the source refuses.
+pub async fn incarnation(source: &Client) -> Result<i64, SourceError> {
+    let row = source.query_one(include_str!("../../sql/incarnation.sql"), &[]).await;
+    Ok(row.map_err(|e| SourceError::postgres("read when statistics began", e))?.get(0))
+}
+
+async fn create(source: &Client, config: &SourceConfig) -> Result<Lsn, SourceError> {
+    // It waits for every transaction that runs, which may take longer than any other statement of ours.
+    let limit = async |sql| source.batch_execute(sql).await.map_err(|e| SourceError::postgres("create the slot", e));
+    limit("SET statement_timeout = 0").await?;
+    let created = source
+        .query_one(include_str!("../../sql/create_slot.sql"), &[&config.slot, &config.plugin.as_str()])
+        .await
+        .map_err(|e| SourceError::postgres("create the slot", e))?;
+    limit("RESET statement_timeout").await?;
+    lsn(created.get(0))
+}
+
+fn lsn(text: Option<&str>) -> Result<Lsn, SourceError> {
+    // A slot that decodes has a position, and a position prints as one.
+    Ok(text.and_then(|t| t.parse().ok()).unwrap_or_default())
+}

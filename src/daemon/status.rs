@@ -1,0 +1,139 @@
+//! What the daemon says of itself on the admin listener.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use crate::cache::Hierarchy;
+use crate::capture::stream::Progress;
+use crate::config::Config;
+use crate::lsn::Lsn;
+use crate::metrics::ReplicationMetrics;
+use crate::serve::admin::Health;
+
+/// The daemon's standing.
+pub(super) struct Status {
+    prometheus: PrometheusHandle,
+    started: Instant,
+    slot: String,
+    publication: String,
+    max_staleness: Duration,
+    hierarchy: OnceLock<Arc<Hierarchy>>,
+    replication: OnceLock<Arc<ReplicationMetrics>>,
+    connected: AtomicBool,
+    source_lsn: AtomicU64,
+    stream: Mutex<Option<(Arc<Progress>, String)>>,
+    problem: Mutex<Option<String>>,
+}
+
+impl Status {
+    pub(super) fn new(prometheus: PrometheusHandle, config: &Config) -> Self {
+        Status {
+            prometheus,
+            started: Instant::now(),
+            slot: config.source.slot.clone(),
+            publication: config.source.publication.clone(),
+            max_staleness: config.freshness.max_staleness,
+            hierarchy: OnceLock::new(),
+            replication: OnceLock::new(),
+            connected: AtomicBool::new(false),
+            source_lsn: AtomicU64::new(0),
+            stream: Mutex::new(None),
+            problem: Mutex::new(None),
+        }
+    }
+
+    /// The tiers are there, and the metrics of the stream that feeds them.
+    pub(super) fn attach(&self, hierarchy: Arc<Hierarchy>, replication: Arc<ReplicationMetrics>) {
+        // Attached once, at the start.
+        let _ = self.hierarchy.set(hierarchy);
+        let _ = self.replication.set(replication);
+    }
+
+    pub(super) fn set_connected(&self, connected: bool) {
+        self.connected.store(connected, Ordering::Release);
+    }
+
+    pub(super) fn set_source_lsn(&self, lsn: Lsn) {
+        self.source_lsn.store(lsn.as_u64(), Ordering::Release);
+    }
+
+    pub(super) fn set_progress(&self, progress: Arc<Progress>, source_id: &str) {
+        *self.stream.lock() = Some((progress, source_id.to_owned()));
+    }
+
+    /// What ended the last session, while there is no new one.
+    pub(super) fn set_problem(&self, problem: Option<String>) {
+        *self.problem.lock() = problem;
+    }
+}
+
+impl Health for Status {
+    fn ready(&self) -> Result<(), Vec<String>> {
+        let Some(hierarchy) = self.hierarchy.get() else {
+            return Err(vec!["the source database has not been inspected yet".into()]);
+        };
+        let mut reasons = Vec::new();
+        match hierarchy.watermark.staleness() {
+            None => reasons.push("replication has not caught up since the start".to_owned()),
+            Some(behind) if behind > self.max_staleness => {
+                reasons.push(format!("replication was last current {} s ago", behind.as_secs()));
+            }
+            Some(_) => {}
+        }
+        if let (false, Some(problem)) = (reasons.is_empty(), &*self.problem.lock()) {
+            reasons.push(problem.clone());
+        }
+        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
+
+    fn status(&self) -> Value {
+        let stream = self.stream.lock().clone();
+        let source_lsn = Lsn::from_u64(self.source_lsn.load(Ordering::Acquire));
+        let hierarchy = self.hierarchy.get();
+        let applied = hierarchy.map(|h| h.watermark.load()).unwrap_or_default();
+        let lag = hierarchy.and_then(|h| h.watermark.staleness()).map(|s| s.as_secs_f64());
+        let entities = hierarchy.iter().flat_map(|h| &h.entities).map(|e| {
+            json!({
+                "name": e.name,
+                "table": format!("{}.{}", e.schema, e.table),
+                "on_change": e.on_change,
+                "generation": e.generation().0,
+            })
+        });
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "ready": self.ready().is_ok(),
+            "problem": *self.problem.lock(),
+            "applied_lsn": applied,
+            "lag_seconds": lag,
+            "replication": {
+                "connected": self.connected.load(Ordering::Acquire),
+                "slot": self.slot,
+                "publication": self.publication,
+                "source": stream.as_ref().map(|(_, id)| id),
+                "source_lsn": source_lsn,
+                "received_lsn": stream.as_ref().map(|(p, _)| p.received()),
+                "applied_lsn": applied,
+                "confirmed_lsn": stream.as_ref().map(|(p, _)| p.confirmed()),
+                "lag_bytes": source_lsn.bytes_since(applied),
+            },
+            "l1": { "entries": hierarchy.and_then(|h| h.l1.as_ref()).map(|l1| l1.len()) },
+            "l2": { "trusted": hierarchy.is_some_and(|h| h.l2.is_trusted()) },
+            "entities": entities.collect::<Vec<_>>(),
+        })
+    }
+
+    fn metrics(&self) -> String {
+        // The lag grows while nothing happens: it is taken when it is asked for.
+        if let (Some(hierarchy), Some(replication)) = (self.hierarchy.get(), self.replication.get()) {
+            replication.lag(hierarchy.watermark.staleness());
+        }
+        self.prometheus.render()
+    }
+}

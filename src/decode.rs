@@ -1,0 +1,83 @@
+//! Decoding: from the bytes of the replication stream to [`crate::change::Event`]s, and from the text of a value to
+//! its JSON form.
+//!
+//! Pure: no IO and no clock. Malformed input is an error that names what is wrong and where, never a panic; a length
+//! is checked before anything is read or allocated by it. Errors hold numbers and never values: they may be logged.
+//!
+//! - [`pgoutput`]: messages of Postgres' own output plugin.
+//! - [`render`]: a value's text to the JSON that `row_to_json` gives for it.
+
+pub mod pgoutput;
+pub mod render;
+
+/// A message that is not what its protocol says. The stream cannot go on behind it: the next message may depend on
+/// what was in this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("decode {message} message: {problem}, at byte {offset}")]
+pub struct DecodeError {
+    /// The kind of message.
+    pub message: &'static str,
+    /// Where in the message, in bytes from its tag.
+    pub offset: usize,
+    /// What is wrong there.
+    pub problem: Problem,
+}
+
+/// What is wrong with a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// Something reaches beyond the message's end.
+    #[error("{wanted} byte(s) wanted, {left} left")]
+    Short {
+        /// Bytes that it takes, at the least.
+        wanted: usize,
+        /// Bytes that there are.
+        left: usize,
+    },
+    /// The message goes on behind its last field.
+    #[error("{0} byte(s) left over")]
+    TrailingBytes(usize),
+    /// A length or count below zero.
+    #[error("length {0} is negative")]
+    NegativeLength(i32),
+    /// A name without its NUL at the end.
+    #[error("name without an end")]
+    UnterminatedName,
+    /// A name that is not UTF-8.
+    #[error("name is not UTF-8")]
+    InvalidUtf8,
+    /// A message tag that the protocol does not have.
+    #[error("unknown message tag {0:#04x}")]
+    UnknownTag(u8),
+    /// A byte that should say which of a few things follows.
+    #[error("unknown {what} {found:#04x}")]
+    UnknownKind {
+        /// What it should have said.
+        what: &'static str,
+        /// What it was.
+        found: u8,
+    },
+    /// A value in binary form, which is never asked for.
+    #[error("value in binary form")]
+    Binary,
+    /// A change of a table that was not announced.
+    #[error("relation {0} was not announced")]
+    UnknownRelation(u32),
+    /// A tuple with more or fewer columns than its relation.
+    #[error("tuple of {found} column(s) for a relation of {wanted}")]
+    ColumnCount {
+        /// Columns in the tuple.
+        found: usize,
+        /// Columns of the relation.
+        wanted: usize,
+    },
+    /// A transaction begins inside another one.
+    #[error("a transaction is open already")]
+    TransactionOpen,
+    /// A change or commit outside of a transaction.
+    #[error("no transaction is open")]
+    NoTransaction,
+    /// A commit time beyond what 64 bits hold in microseconds.
+    #[error("commit time out of range")]
+    CommitTime,
+}

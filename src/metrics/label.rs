@@ -1,0 +1,112 @@
+//! The labels' values.
+
+/// A bounded label: the cached handles of its values are an array in the order of `ALL`.
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_doc])* $variant),+ }
+
+        impl $name {
+            pub(super) const ALL: [(Self, &'static str); [$($text),+].len()] = [$((Self::$variant, $text)),+];
+        }
+    };
+}
+
+label! {
+    /// What a row change does.
+    Op {
+        /// A row was inserted.
+        Insert = "insert",
+        /// A row was updated.
+        Update = "update",
+        /// A row was deleted.
+        Delete = "delete",
+        /// The table was emptied.
+        Truncate = "truncate",
+    }
+}
+
+label! {
+    /// Why entries became unservable.
+    Cause {
+        /// A row was updated, and the entity invalidates on change (or the new image could not be placed).
+        Update = "update",
+        /// A row was deleted.
+        Delete = "delete",
+        /// The table was emptied.
+        Truncate = "truncate",
+        /// The table changed its shape.
+        Ddl = "ddl",
+        /// The new image lacked an unchanged out-of-line value.
+        Toast = "toast",
+        /// The new image has a type that cannot be rendered from the stream.
+        Opaque = "opaque",
+        /// A new generation began, for any other reason.
+        Generation = "generation",
+    }
+}
+
+label! {
+    /// Why Redis refused an apply script.
+    Fenced {
+        /// A higher epoch stands: another instance leads.
+        Epoch = "epoch",
+        /// The fence is missing or lower than what was seen: Redis lost writes.
+        Lost = "lost",
+    }
+}
+
+label! {
+    /// Where a lookup went.
+    Tier {
+        /// In-process memory.
+        L1 = "l1",
+        /// Redis.
+        L2 = "l2",
+        /// Postgres.
+        Source = "source",
+    }
+}
+
+label! {
+    /// What a lookup found.
+    Lookup {
+        /// A servable entry (also one that says that the row is absent).
+        Hit = "hit",
+        /// Nothing that may be served: no entry, or one that is fenced, of an older generation, or expired.
+        Miss = "miss",
+        /// An entry that was served, marked as stale: replication is further behind than `stale_after`.
+        Stale = "stale",
+        /// The tier was not asked.
+        Bypass = "bypass",
+    }
+}
+
+label! {
+    /// What became of a value read from the source.
+    Fill {
+        /// It was written to L2 under its lease.
+        Published = "published",
+        /// An event voided the lease first.
+        Voided = "voided",
+        /// It was answered without being cached.
+        Uncached = "uncached",
+        /// The row is absent; its absence was published.
+        Absent = "absent",
+        /// The source did not answer.
+        Error = "error",
+    }
+}
+
+label! {
+    /// An HTTP route.
+    Route {
+        /// `GET` and `HEAD /v1/{entity}/{key}`.
+        Read = "read",
+        /// `POST /v1/{entity}/batch`.
+        Batch = "batch",
+        /// Anything else.
+        Other = "other",
+    }
+}

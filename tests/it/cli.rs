@@ -1,0 +1,226 @@
+//! What an operator may do wrong: each has its exit code and says what to do. And `setup`, which puts it right.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Output;
+
+use tokio::process::Command;
+use walcache::sandbox::{PostgresOptions, RedisOptions};
+
+use crate::harness::{Config, Daemon, Entity, Finished, Stage, cli};
+
+const SCHEMA: &str = "CREATE TABLE products (id int PRIMARY KEY, name text); CREATE TABLE bare (id int, name text);
+    INSERT INTO products VALUES (1, 'one')";
+
+async fn stage(name: &str) -> Stage {
+    let stage = Stage::shared(name).await;
+    stage.execute(SCHEMA).await;
+    stage
+}
+
+fn product(config: Config) -> Config {
+    config.entity(Entity::new("product", "public.products"))
+}
+
+/// Runs the binary with exactly these arguments.
+async fn raw(args: &[&str], dir: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_walcache"));
+    command.args(args).current_dir(dir).env_remove("WALCACHE_CONFIG").kill_on_drop(true).output().await.unwrap()
+}
+
+/// Ended with this code, and said all of this, on whichever stream; never a panic or a debug print.
+#[track_caller]
+fn ended(finished: &Finished, code: i32, said: &[&str]) {
+    let text = format!("{}{}", finished.stdout, finished.stderr);
+    assert_eq!(finished.status.code(), Some(code), "{text}");
+    for wanted in said {
+        assert!(text.contains(wanted), "lacks {wanted:?}:\n{text}");
+    }
+    for unwanted in ["panicked", "Error {", "Error(", "Some("] {
+        assert!(!text.contains(unwanted), "has {unwanted:?}:\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_configuration_with_a_mistake_names_the_place_and_what_is_meant() {
+    let config = || product(Config::new("postgres://u:p@127.0.0.1/d", "s", "p", "redis://127.0.0.1", ""));
+    let cases: [(Config, &[&str]); 8] = [
+        (config().set("l1", "max_sise", "1MiB"), &["walcache.toml:", "max_sise", "did you mean `max_size`?"]),
+        (config().set("sorce", "slot", "x"), &["sorce", "did you mean `source`?"]),
+        (config().set("l1", "max_size", "much"), &["walcache.toml:", "much"]),
+        (config().set("source", "plugin", "wal2json"), &["wal2json", "pgoutput"]),
+        (config().set("source", "slot", "Not A Slot"), &["source.slot", "a-z, 0-9 and _"]),
+        (config().entity(Entity::new("product", "products")), &["entity[1].name", "unique"]),
+        (config().entity(Entity::new("p2", "t").set("on_change", "refesh")), &["refesh", "did you mean `refresh`?"]),
+        (config().entity(Entity::new("p2", "t").set("tll", "1h")), &["tll", "did you mean `ttl`?"]),
+    ];
+    for (config, said) in cases {
+        for verb in [&["check"][..], &["setup"], &["run"]] {
+            ended(&cli(&config, verb, &[]).await, 78, said);
+        }
+    }
+    let env = [("WALCACHE__HTTP__LISTN", "127.0.0.1:1")];
+    ended(&cli(&config(), &["check"], &env).await, 78, &["WALCACHE__HTTP__LISTN", "did you mean `listen`?"]);
+    let offline = cli(&config(), &["check", "--offline"], &[]).await;
+    ended(&offline, 0, &["configuration: entities 1, errors 0"]);
+}
+
+#[tokio::test]
+async fn no_configuration_and_bad_usage() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = raw(&["run"], dir.path()).await;
+    assert_eq!(missing.status.code(), Some(78));
+    let said = String::from_utf8_lossy(&missing.stderr);
+    assert!(said.contains("walcache.toml") && said.contains("No such file"), "{said}");
+    let missing = raw(&["check", "--config", "other.toml"], dir.path()).await;
+    assert_eq!(missing.status.code(), Some(78));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("other.toml"));
+    for args in [&["rum"][..], &["run", "--fast"], &["check", "extra"], &["setup", "--url"]] {
+        let output = raw(args, dir.path()).await;
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("--help"), "{args:?}: {output:?}");
+    }
+    // Without a verb it shows what there is.
+    let bare = raw(&[], dir.path()).await;
+    assert_eq!(bare.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&bare.stderr).contains("Usage: walcache"), "{bare:?}");
+    for args in [&["--help"][..], &["--version"], &["check", "--help"]] {
+        assert_eq!(raw(args, dir.path()).await.status.code(), Some(0), "{args:?}");
+    }
+}
+
+#[tokio::test]
+async fn tables_that_cannot_be_cached() {
+    let stage = stage("tables").await;
+    let config = |table| stage.config().entity(Entity::new("product", table));
+    let said = ["table_missing", "public.product does not exist", "did you mean public.products?"];
+    ended(&cli(&config("public.product"), &["check"], &[]).await, 1, &said);
+    ended(&cli(&config("product"), &["run"], &[]).await, 1, &said);
+    ended(&cli(&config("product"), &["setup", "--apply"], &[]).await, 1, &said);
+    let said = ["primary_key_missing", "public.bare", "ALTER TABLE \"public\".\"bare\" ADD PRIMARY KEY"];
+    ended(&cli(&config("bare"), &["check"], &[]).await, 1, &said);
+    ended(&cli(&config("bare"), &["run"], &[]).await, 1, &said[..2]);
+    let key = || vec![toml::Value::from("id")];
+    let keyed = stage.config().entity(Entity::new("bare", "bare").set("key", key()));
+    ended(&cli(&keyed, &["check"], &[]).await, 1, &["key_not_unique", "bare"]);
+    let columns = vec![toml::Value::from("nam")];
+    let columns = stage.config().entity(Entity::new("product", "products").set("columns", columns));
+    ended(&cli(&columns, &["check"], &[]).await, 1, &["column_missing", "did you mean name?"]);
+
+    let json = cli(&config("public.product"), &["check", "--json"], &[]).await;
+    assert_eq!((json.status.code(), json.stderr.as_str()), (Some(1), ""));
+    let json: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(json["ok"], false);
+    assert!(json["findings"].as_array().unwrap().iter().any(|finding| finding["code"] == "table_missing"), "{json}");
+}
+
+#[tokio::test]
+async fn a_server_without_logical_decoding() {
+    let postgres = PostgresOptions::new().setting("wal_level", "replica");
+    let stage = Stage::private("replica", postgres, RedisOptions::new()).await;
+    stage.execute(SCHEMA).await;
+    let said = ["wal_level", "wal_level is replica", "ALTER SYSTEM SET wal_level = 'logical'", "restart the server"];
+    for verb in [&["check"][..], &["run"], &["setup", "--apply"]] {
+        ended(&cli(&product(stage.config()), verb, &[]).await, 1, &said);
+    }
+}
+
+#[tokio::test]
+async fn a_role_without_replication() {
+    let stage = stage("role").await;
+    stage.execute(&format!("CREATE ROLE {} LOGIN PASSWORD 'right'", stage.name)).await;
+    let url = format!("postgres://{0}:right@127.0.0.1:{1}/{0}", stage.name, stage.postgres.port());
+    let config = product(stage.config().set("source", "url", url));
+    let alter = format!("ALTER ROLE \"{}\" REPLICATION", stage.name);
+    let said = ["role_replication", alter.as_str(), "GRANT SELECT ON \"public\".\"products\""];
+    ended(&cli(&config, &["check"], &[]).await, 1, &said);
+    ended(&cli(&config, &["run"], &[]).await, 1, &said);
+    // It cannot give itself what it lacks; an administrator can.
+    ended(&cli(&config, &["setup", "--apply"], &[]).await, 77, &["42501", "--url"]);
+    let admin = stage.source_url();
+    ended(&cli(&config, &["setup", "--apply", "--url", &admin], &[]).await, 0, &[&alter, "errors 0"]);
+    ended(&cli(&config, &["check"], &[]).await, 0, &["errors 0"]);
+}
+
+#[tokio::test]
+async fn a_wrong_password_and_a_server_that_is_not_there() {
+    let stage = stage("password").await;
+    let wrong = stage.source_url().replace(stage.postgres.password(), "mistaken123");
+    let config = product(stage.config().set("source", "url", wrong));
+    for verb in [&["check"][..], &["run"], &["setup"]] {
+        let finished = cli(&config, verb, &[]).await;
+        ended(&finished, 77, &["28P01", "source.url"]);
+        assert!(!format!("{finished:?}").contains("mistaken123"), "{finished:?}");
+    }
+    let json = cli(&config, &["check", "--json"], &[]).await;
+    let json: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(json["error"]["exit_code"], 77);
+
+    let nowhere =
+        product(stage.config().set("source", "url", stage.postgres.url_at(walcache::sandbox::free_port(), "x")));
+    for verb in [&["check"][..], &["setup"]] {
+        ended(&cli(&nowhere, verb, &[]).await, 69, &["connect", "source.url"]);
+    }
+    let database = product(stage.config().set("source", "url", stage.postgres.url("no_such_database")));
+    ended(&cli(&database, &["check"], &[]).await, 78, &["no_such_database", "3D000"]);
+}
+
+#[tokio::test]
+async fn a_port_in_use() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let config = || product(Config::new("postgres://u:p@127.0.0.1:1/d", "s", "p", "redis://127.0.0.1:1", ""));
+    for section in ["http", "admin"] {
+        let finished = cli(&config().set(section, "listen", address.as_str()), &["run"], &[]).await;
+        assert_ne!(finished.status.code(), Some(0));
+        let code = finished.status.code().unwrap();
+        ended(&finished, code, &[&address, &format!("[{section}] listen"), "in use", "choose another address"]);
+    }
+}
+
+#[tokio::test]
+async fn setup_prints_then_applies_then_has_nothing_to_do() {
+    let stage = stage("setup").await;
+    let config = product(stage.config());
+    let publication = format!("CREATE PUBLICATION \"{}\" FOR TABLE \"public\".\"products\"", stage.name);
+    let slot = format!("pg_create_logical_replication_slot('{}', 'pgoutput')", stage.name);
+    let said = ["publication_missing", publication.as_str(), "setup"];
+    ended(&cli(&config, &["run"], &[]).await, 1, &said);
+    ended(&cli(&config, &["check"], &[]).await, 1, &said);
+
+    let printed = cli(&config, &["setup"], &[]).await;
+    ended(&printed, 0, &[&publication, &slot, "CREATE SCHEMA IF NOT EXISTS walcache"]);
+    ended(&cli(&config, &["check"], &[]).await, 1, &said);
+    // What is printed is what psql takes: on another database it is all that is needed.
+    let copy = self::stage("setup_copy").await;
+    let sql = printed.stdout.replace(&stage.name, &copy.name);
+    let psql = Command::new(copy.postgres.bindir().join("psql"))
+        .args(["-X", "-v", "ON_ERROR_STOP=1", "-q", "-d", &copy.source_url(), "-c", "SELECT 1", "-f", "-"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn();
+    let mut psql = psql.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut psql.stdin.take().unwrap(), sql.as_bytes()).await.unwrap();
+    let psql = psql.wait_with_output().await.unwrap();
+    assert!(psql.status.success(), "{psql:?}\n{sql}");
+    ended(&cli(&product(copy.config()), &["check"], &[]).await, 0, &["errors 0"]);
+
+    let applied = cli(&config, &["setup", "--apply"], &[]).await;
+    ended(&applied, 0, &[&format!("applied: {publication}"), &slot, "check: errors 0"]);
+    ended(&cli(&config, &["check"], &[]).await, 0, &["configuration and database: entities 1, errors 0"]);
+    ended(&cli(&config, &["setup", "--apply"], &[]).await, 0, &["nothing to do"]);
+    ended(&cli(&config, &["setup"], &[]).await, 0, &["nothing to do"]);
+
+    // A table more: only it is missing.
+    let config = config.entity(Entity::new("other", "others"));
+    stage.execute("CREATE TABLE others (id int PRIMARY KEY)").await;
+    let add = format!("ALTER PUBLICATION \"{}\" ADD TABLE \"public\".\"others\"", stage.name);
+    let added = cli(&config, &["setup", "--apply"], &[]).await;
+    ended(&added, 0, &[&add]);
+    assert!(!added.stdout.contains("CREATE"), "{added:?}");
+    let daemon = Daemon::start(&config).await;
+    daemon.wait_ready().await;
+    daemon.http().get("/v1/product/1").await.expect(200);
+    assert!(daemon.terminate().await.success());
+}

@@ -1,0 +1,172 @@
+//! A commit that is streamed but not yet visible: a synchronous standby that never answers.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+use walcache::lsn::Lsn;
+use walcache::sandbox::{PostgresOptions, RedisOptions};
+
+use crate::harness::{Raw, Shop, current_lsn, eventually, servable, version};
+
+/// No standby ever connects under this name.
+const NOBODY: &str = "ALTER SYSTEM SET synchronous_standby_names = 'nobody'";
+const ANYBODY: &str = "ALTER SYSTEM SET synchronous_standby_names = ''";
+
+async fn switch(sql: &Client, to: &str) {
+    sql.batch_execute(to).await.unwrap();
+    sql.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    let expected = if to == NOBODY { "nobody" } else { "" };
+    // What the walwriter and backends see is decided at their next look; a new session's view is as good as any.
+    eventually("have the setting reloaded", || async {
+        let row = sql.query_one("SHOW synchronous_standby_names", &[]).await.unwrap();
+        if row.get::<_, &str>(0) == expected { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+}
+
+async fn waiting_commits(sql: &Client) -> i64 {
+    let query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    sql.query_one(query, &[]).await.unwrap().get(0)
+}
+
+async fn received(daemon: &crate::harness::Daemon) -> Lsn {
+    let status = daemon.status().await;
+    status["replication"]["received_lsn"].as_str().and_then(|t| t.parse().ok()).unwrap_or_default()
+}
+
+async fn reconnects(daemon: &crate::harness::Daemon) -> String {
+    let text = daemon.admin().get("/metrics").await.text();
+    text.lines().find(|l| l.starts_with("walcache_replication_reconnects_total")).unwrap_or_default().to_owned()
+}
+
+async fn stage(name: &str) -> Shop {
+    // Only the writers under test wait for the standby.
+    let postgres = PostgresOptions::new().setting("wal_sender_timeout", "2s").setting("synchronous_commit", "local");
+    Shop::with(name, postgres, RedisOptions::new()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_visible_is_not_applied() {
+    let shop = stage("gate").await;
+    let sql = shop.sql().await;
+    sql.batch_execute("INSERT INTO counters VALUES (1, 1), (2, 1)").await.unwrap();
+    let daemon = shop.daemon().await;
+    let http = daemon.http();
+    assert_eq!(version(&http.get("/v1/counter/1").await.expect(200).json()), Some(1));
+    let before_reconnects = reconnects(&daemon).await;
+    switch(&sql, NOBODY).await;
+
+    let before = current_lsn(&sql).await;
+    let writer = shop.sql().await;
+    let commit = tokio::spawn(async move {
+        writer.batch_execute("SET synchronous_commit = on; UPDATE counters SET version = 2 WHERE id IN (1, 2)").await
+    });
+    eventually("have the commit wait for the standby", || async {
+        if waiting_commits(&sql).await == 1 { Ok(()) } else { Err("it does not wait") }
+    })
+    .await;
+    let hanging = current_lsn(&sql).await;
+    eventually("stream the hidden commit", || async {
+        let at = received(&daemon).await;
+        if at >= hanging { Ok(()) } else { Err(at.to_string()) }
+    })
+    .await;
+    // Longer than the walsender's patience, and counted in its own messages: a slot that is still held by the same
+    // process was kept alive.
+    let walsender = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1";
+    let pid: i32 = sql.query_one(walsender, &[&shop.stage.name]).await.unwrap().get(0);
+    let mut raw = Raw::connect(&shop.stage).await.unwrap();
+    let until = std::time::Instant::now() + Duration::from_millis(4500);
+    eventually("outlast wal_sender_timeout twice", || async {
+        let response = http.get("/v1/counter/1").await.expect(200);
+        assert_eq!(version(&response.json()), Some(1), "the update is not visible yet");
+        // Missed before, so filled while the commit hangs: with what is visible, which is the old row.
+        let filled = http.get("/v1/counter/2").await.expect(200);
+        assert_eq!(version(&filled.json()), Some(1));
+        let applied = response.header("x-applied-lsn").parse::<Lsn>().unwrap();
+        assert!(applied < hanging, "{applied} has passed the commit that hangs ({before}..{hanging})");
+        if std::time::Instant::now() >= until { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+    assert_eq!(sql.query_one(walsender, &[&shop.stage.name]).await.unwrap().get::<_, i32>(0), pid);
+    assert_eq!(reconnects(&daemon).await, before_reconnects);
+    assert!(shop.confirmed().await < hanging);
+
+    switch(&sql, ANYBODY).await;
+    commit.await.unwrap().unwrap();
+    let end = current_lsn(&sql).await;
+    for id in [1, 2] {
+        let min = end.to_string();
+        let response = http.get_with(&format!("/v1/counter/{id}"), &[("x-min-lsn", &min)]).await.expect(200);
+        assert_eq!(version(&response.json()), Some(2));
+    }
+    shop.equals_postgres(&daemon).await;
+    let stored = raw.look("counter:2").await.unwrap().unwrap();
+    assert_eq!(servable(&stored, "counter").and_then(|e| e.version()), Some(2), "{stored:?}");
+}
+
+/// Commits that hang for a moment while readers miss, over and over: evictions make them miss.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fills_race_with_commits_that_are_not_visible() {
+    let shop = stage("gate_race").await;
+    let sql = shop.sql().await;
+    sql.batch_execute("INSERT INTO counters SELECT i, 0 FROM generate_series(0, 7) i").await.unwrap();
+    // No L1: every read asks Redis, and fills what was evicted.
+    let mut shop = shop;
+    shop.config = shop.config.set("l1", "enabled", false);
+    let daemon = shop.daemon().await;
+    let mut raw = Raw::connect(&shop.stage).await.unwrap();
+    for round in 1..=8 {
+        switch(&sql, NOBODY).await;
+        let writer = shop.sql().await;
+        let commit = tokio::spawn(async move {
+            let update = format!("SET synchronous_commit = on; UPDATE counters SET version = {round}");
+            writer.batch_execute(&update).await.unwrap();
+        });
+        eventually("have the commit wait for the standby", || async {
+            if waiting_commits(&sql).await == 1 { Ok(()) } else { Err("it does not wait") }
+        })
+        .await;
+        let hanging = current_lsn(&sql).await;
+        eventually("stream the hidden commit", || async {
+            let at = received(&daemon).await;
+            if at >= hanging { Ok(()) } else { Err(at.to_string()) }
+        })
+        .await;
+        // Evicted, and filled again with the old row, for as long as the commit hangs and a little longer.
+        let stop = tokio_util::sync::CancellationToken::new();
+        let readers: Vec<_> = (0..8)
+            .map(|id| {
+                let (http, stop, stage) = (daemon.http(), stop.clone(), shop.stage.clone());
+                tokio::spawn(async move {
+                    let mut raw = Raw::connect(&stage).await.unwrap();
+                    let mut reads = 0;
+                    while !stop.is_cancelled() {
+                        raw.run(&["UNLINK", &format!("counter:{id}")]).await.unwrap();
+                        let found = version(&http.get(&format!("/v1/counter/{id}")).await.expect(200).json()).unwrap();
+                        assert!(found == round || found == round - 1, "{found} in round {round}");
+                        reads += 1;
+                    }
+                    reads
+                })
+            })
+            .collect();
+        switch(&sql, ANYBODY).await;
+        commit.await.unwrap();
+        let end = current_lsn(&sql).await;
+        sql.batch_execute("SELECT pg_logical_emit_message(true, '', '')").await.unwrap();
+        daemon.wait_applied(end).await;
+        stop.cancel();
+        for reader in readers {
+            assert!(reader.await.unwrap() > 0);
+        }
+        for id in 0..8 {
+            let stored = raw.look(&format!("counter:{id}")).await.unwrap().unwrap();
+            if let Some(entry) = servable(&stored, "counter") {
+                assert_eq!(entry.version(), Some(round), "left stale in Redis: {stored:?}");
+            }
+            assert_eq!(version(&daemon.http().get(&format!("/v1/counter/{id}")).await.expect(200).json()), Some(round));
+        }
+    }
+    shop.equals_postgres(&daemon).await;
+}

@@ -1,0 +1,33 @@
+//! What the scenarios share: servers, the daemon as a child process, an HTTP client, a proxy for network faults, and
+//! waiting for conditions.
+//!
+//! - [`Stage::shared`] gives a test its own database, Redis database and slot on servers that all tests of the process
+//!   share; [`Stage::private`] gives it servers of its own, to kill, pause and restart.
+//! - [`Scene`] is a stage with the daemon running on it; [`Oracle`] compares all that it has cached with Postgres.
+//! - [`Daemon`] runs the `walcache` binary; what it printed is shown when a test that holds it fails.
+//! - Tests wait for LSNs and conditions, never for a time: [`eventually`], [`Daemon::wait_applied`].
+#![allow(dead_code, unused_imports, reason = "each scenario uses its part; the harness is kept whole")]
+
+mod config;
+mod daemon;
+mod histories;
+mod http;
+mod judge;
+mod oracle;
+mod proxy;
+mod scene;
+mod shop;
+mod stage;
+mod wait;
+
+pub use config::{Config, Entity};
+pub use daemon::{Daemon, Finished, cli};
+pub use histories::{Claim, Histories};
+pub use http::{Http, Response};
+pub use judge::{Raw, servable};
+pub use oracle::{Oracle, encode, in_redis, pinned};
+pub use proxy::Proxy;
+pub use scene::Scene;
+pub use shop::{Done, Load, ROWS, Shop, brisk, version};
+pub use stage::Stage;
+pub use wait::{Soak, WAIT_LIMIT, current_lsn, eventually, eventually_within, soak};

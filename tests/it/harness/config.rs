@@ -1,0 +1,87 @@
+//! The configuration file of a test's daemon.
+
+use std::fmt::Write;
+
+use toml::{Table, Value};
+
+/// A configuration in the making; [`Config::to_toml`] is what a user would write.
+#[derive(Debug, Clone)]
+pub struct Config {
+    table: Table,
+    entities: Vec<Entity>,
+}
+
+/// One `[[entity]]`.
+#[derive(Debug, Clone)]
+pub struct Entity {
+    table: Table,
+}
+
+impl Config {
+    /// Source, slot and publication, Redis and key prefix; both listeners on a free port of 127.0.0.1.
+    pub fn new(source: &str, slot: &str, publication: &str, redis: &str, prefix: &str) -> Self {
+        Config { table: Table::new(), entities: Vec::new() }
+            .set("source", "url", source)
+            .set("source", "slot", slot)
+            .set("source", "publication", publication)
+            .set("l2", "url", redis)
+            .set("l2", "prefix", prefix)
+            .set("http", "listen", "127.0.0.1:0")
+            .set("admin", "listen", "127.0.0.1:0")
+    }
+
+    /// Sets `key` of `[section]`.
+    pub fn set(mut self, section: &str, key: &str, value: impl Into<Value>) -> Self {
+        let section = self.table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+        section.as_table_mut().expect("sections are tables").insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Adds an entity.
+    pub fn entity(mut self, entity: Entity) -> Self {
+        self.entities.push(entity);
+        self
+    }
+
+    /// The entities.
+    pub fn entities(&self) -> &[Entity] {
+        &self.entities
+    }
+
+    /// The file's text.
+    pub fn to_toml(&self) -> String {
+        let mut text = self.table.to_string();
+        for entity in &self.entities {
+            write!(text, "\n[[entity]]\n{}", entity.table).expect("a String takes everything");
+        }
+        text
+    }
+}
+
+impl Entity {
+    /// The rows of `table` (`public.products`) as entity `name`.
+    pub fn new(name: &str, table: &str) -> Self {
+        Entity { table: Table::new() }.set("name", name).set("table", table)
+    }
+
+    /// Sets a key of the entity, such as `("on_change", "invalidate")`.
+    pub fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.table.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        self.table["name"].as_str().expect("a name is text")
+    }
+
+    /// The table, as it is written in SQL.
+    pub fn table_name(&self) -> &str {
+        self.table["table"].as_str().expect("a table's name is text")
+    }
+
+    /// A key of the entity that is a list of names.
+    pub fn list(&self, key: &str) -> Option<Vec<&str>> {
+        self.table.get(key)?.as_array().map(|list| list.iter().filter_map(Value::as_str).collect())
+    }
+}

@@ -1,0 +1,160 @@
+//! The judge: what Postgres itself says each entry must be.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use redis::AsyncCommands;
+use tokio_postgres::Client;
+
+use super::scene::{Scene, Stored};
+use crate::harness::config::Entity;
+
+/// What the settings of a session must be for `row_to_json` to read as promised, whatever the database's defaults are.
+const PINNED: &str = "SET TimeZone = 'UTC'; SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'postgres'; \
+                      SET extra_float_digits = 1; SET bytea_output = 'hex'; SET xmloption = 'content'";
+
+/// Compares what a daemon has cached, and what it answers, with its source.
+pub struct Oracle<'a> {
+    scene: &'a Scene,
+}
+
+/// What was compared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// Entries in L2 that may be served.
+    pub servable: usize,
+    /// Entries in L2 of older generations.
+    pub outdated: usize,
+    /// Answers over HTTP.
+    pub answers: usize,
+}
+
+impl<'a> Oracle<'a> {
+    /// The oracle of a scene.
+    pub fn new(scene: &'a Scene) -> Self {
+        Oracle { scene }
+    }
+
+    /// When all that was committed is applied: every servable entry in L2 equals the row in Postgres, and so does the
+    /// answer for each key that is in Postgres or in L2, also after it was cached by asking.
+    ///
+    /// # Panics
+    /// Naming each key that differs, and both values.
+    pub async fn verify(&self) -> Compared {
+        self.scene.applied().await;
+        let mut compared = Compared::default();
+        let sql = self.scene.stage.sql().await;
+        pinned(&sql).await;
+        let mut wrong = Vec::new();
+        for entity in self.scene.config.entities() {
+            let rows = rows(&sql, entity).await;
+            let mut keys: BTreeSet<String> = rows.keys().cloned().collect();
+            // Before anything is filled, and after everything was.
+            for _ in 0..2 {
+                for (key, entry) in self.entries(entity.name()).await {
+                    let Some(entry) = entry else {
+                        compared.outdated += 1;
+                        continue;
+                    };
+                    compared.servable += 1;
+                    let wanted = rows.get(&key).map_or("null", String::as_str);
+                    if entry.value != wanted {
+                        wrong.push(format!("{}:{key} in L2\n  is    {entry:?}\n  wants {wanted}", entity.name()));
+                    }
+                    keys.insert(key);
+                }
+                for key in &keys {
+                    let response = self.scene.get(&format!("{}/{}", entity.name(), in_url(key))).await;
+                    compared.answers += 1;
+                    let (status, wanted) = rows.get(key).map_or((404, None), |row| (200, Some(row)));
+                    let same = response.status == status && wanted.is_none_or(|row| response.text() == **row);
+                    if !same {
+                        let from = response.header("x-cache");
+                        wrong.push(format!(
+                            "{}:{key} from {from}\n  is    {} {}\n  wants {status} {wanted:?}",
+                            entity.name(),
+                            response.status,
+                            response.text()
+                        ));
+                    }
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{} differ from Postgres:\n{}", wrong.len(), wrong.join("\n"));
+        compared
+    }
+
+    /// The entries of an entity in L2 by key; `None` for those that may not be served.
+    async fn entries(&self, entity: &str) -> BTreeMap<String, Option<Stored>> {
+        let mut l2 = self.scene.l2.clone();
+        let fence: HashMap<String, String> = l2.hgetall("~walcache:fence").await.expect("the fence is a hash");
+        let generation = ["gen".to_owned(), format!("gen:{entity}")].iter().filter_map(|g| fence.get(g)).max().cloned();
+        let generation = generation.unwrap_or_default();
+        let mut entries = BTreeMap::new();
+        for key in self.scene.keys(entity).await {
+            // It may have expired, or be a lease.
+            if let Some(entry) = self.scene.stored(&format!("{entity}:{key}")).await {
+                let servable = entry.generation >= generation;
+                entries.insert(key, servable.then_some(entry));
+            }
+        }
+        entries
+    }
+}
+
+/// Pins a session's settings to those that the values are promised in.
+pub async fn pinned(sql: &Client) -> &Client {
+    sql.batch_execute(PINNED).await.expect("settings");
+    sql
+}
+
+/// Every row of an entity as JSON, by its key as it stands in Redis.
+async fn rows(sql: &Client, entity: &Entity) -> BTreeMap<String, String> {
+    let table = entity.table_name();
+    let keys = "SELECT a.attname::text FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, n) \
+                JOIN pg_attribute a ON a.attnum = k.attnum WHERE i.indrelid = $1::text::regclass AND i.indisprimary \
+                AND a.attrelid = i.indrelid ORDER BY k.n";
+    let keys = sql.query(keys, &[&table]).await.expect("the key's columns");
+    // Not a cast to text, which cuts the blanks of char(n) off; concat prints as the type's output does.
+    let keys: Vec<String> = keys.iter().map(|row| format!("concat(t.{})", quote(row.get(0)))).collect();
+    let value = match entity.list("columns") {
+        Some(columns) => {
+            let columns: Vec<String> = columns.iter().map(|c| format!("t.{}", quote(c))).collect();
+            format!("(SELECT row_to_json(v)::text FROM (SELECT {}) AS v)", columns.join(", "))
+        }
+        None => "row_to_json(t)::text".to_owned(),
+    };
+    let query = format!("SELECT ARRAY[{}] AS key, {value} AS value FROM {table} AS t", keys.join(", "));
+    let rows = sql.query(&query, &[]).await.unwrap_or_else(|e| panic!("{e}: {query}"));
+    rows.iter()
+        .map(|row| (row.get::<_, Vec<String>>("key").iter().map(|p| in_redis(p)).collect::<Vec<_>>().join(","), row))
+        .map(|(key, row)| (key, row.get("value")))
+        .collect()
+}
+
+fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// One part of a key as it stands in Redis.
+pub fn in_redis(part: &str) -> String {
+    part.chars()
+        .map(|c| match c {
+            '%' | ',' | '\x7f' | '\0'..='\x1f' => format!("%{:02X}", c as u32),
+            other => other.to_string(),
+        })
+        .collect()
+}
+
+/// A whole key in Redis as it stands in a URL: each part percent-encoded once, the commas between them literal.
+fn in_url(key: &str) -> String {
+    let parts = key.split(',').map(|part| {
+        let bytes: Vec<u8> = percent_encoding::percent_decode_str(part).collect();
+        encode(&String::from_utf8(bytes).expect("UTF-8"))
+    });
+    parts.collect::<Vec<_>>().join(",")
+}
+
+/// One part of a key as it stands in a URL.
+pub fn encode(part: &str) -> String {
+    percent_encoding::utf8_percent_encode(part, percent_encoding::NON_ALPHANUMERIC).to_string()
+}

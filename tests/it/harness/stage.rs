@@ -1,0 +1,87 @@
+//! What a test stands on: a Postgres database, a Redis database, and names that no other test uses.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use redis::aio::MultiplexedConnection;
+use tokio::sync::OnceCell;
+use tokio_postgres::Client;
+use walcache::lsn::Lsn;
+use walcache::sandbox::{Postgres, PostgresOptions, Redis, RedisOptions};
+
+use super::{Config, current_lsn};
+
+/// Databases for one test.
+pub struct Stage {
+    /// The source, shared with other tests or not.
+    pub postgres: Arc<Postgres>,
+    /// L2, shared with other tests or not.
+    pub redis: Arc<Redis>,
+    /// The name of this test's database, slot and publication.
+    pub name: String,
+    /// The number of this test's Redis database.
+    pub redis_database: u16,
+}
+
+impl Stage {
+    /// A stage on the servers that all tests of this process share; never stop or pause those.
+    pub async fn shared(name: &str) -> Stage {
+        // Never dropped, as no static is: their guards remove them when the process ends.
+        static SERVERS: OnceCell<(Arc<Postgres>, Arc<Redis>)> = OnceCell::const_new();
+        let (postgres, redis) =
+            SERVERS.get_or_init(|| servers(PostgresOptions::new(), RedisOptions::new())).await.clone();
+        Stage::on(postgres, redis, name).await
+    }
+
+    /// A stage on servers of its own.
+    pub async fn private(name: &str, postgres: PostgresOptions, redis: RedisOptions) -> Stage {
+        let (postgres, redis) = servers(postgres, redis).await;
+        Stage::on(postgres, redis, name).await
+    }
+
+    async fn on(postgres: Arc<Postgres>, redis: Arc<Redis>, name: &str) -> Stage {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        assert!(number < 256, "a private Redis has 256 databases");
+        let name = format!("{name}_{number}");
+        postgres.create_database(&name).await.expect("create the test's database");
+        Stage { postgres, redis, name, redis_database: number }
+    }
+
+    /// A connection to the test's database, as superuser.
+    pub async fn sql(&self) -> Client {
+        self.postgres.connect(&self.name).await.expect("connect to the private Postgres")
+    }
+
+    /// Runs SQL statements in the test's database and returns an LSN at or above their commits.
+    pub async fn execute(&self, sql: &str) -> Lsn {
+        let client = self.sql().await;
+        client.batch_execute(sql).await.unwrap_or_else(|e| panic!("{e}: {:?}\n{sql}", e.as_db_error()));
+        current_lsn(&client).await
+    }
+
+    /// A connection to the test's Redis database.
+    pub async fn l2(&self) -> MultiplexedConnection {
+        self.redis.connect_to(self.redis_database).await.expect("connect to the private Redis")
+    }
+
+    /// The URL of the test's Postgres database.
+    pub fn source_url(&self) -> String {
+        self.postgres.url(&self.name)
+    }
+
+    /// The URL of the test's Redis database.
+    pub fn l2_url(&self) -> String {
+        self.redis.url_at(self.redis.port(), self.redis_database)
+    }
+
+    /// A configuration for this stage without entities: slot and publication are named as the stage.
+    pub fn config(&self) -> Config {
+        Config::new(&self.source_url(), &self.name, &self.name, &self.l2_url(), "")
+    }
+}
+
+async fn servers(postgres: PostgresOptions, redis: RedisOptions) -> (Arc<Postgres>, Arc<Redis>) {
+    let (postgres, redis) = tokio::join!(Postgres::start(postgres), Redis::start(redis));
+    (Arc::new(postgres.expect("start a private Postgres")), Arc::new(redis.expect("start a private Redis")))
+}

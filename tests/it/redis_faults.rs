@@ -1,0 +1,294 @@
+//! Redis is emptied, goes back, is away, does not answer, is full, or holds what others wrote.
+
+use std::time::{Duration, Instant};
+
+use walcache::sandbox::{PostgresOptions, RedisOptions, Restart};
+
+use crate::harness::{Daemon, Raw, Shop, current_lsn, eventually, servable, version};
+
+async fn trusted(daemon: &Daemon) -> bool {
+    daemon.status().await["l2"]["trusted"] == true
+}
+
+async fn until_trusted(daemon: &Daemon, wanted: bool) {
+    eventually(&format!("have L2 trusted: {wanted}"), || async {
+        if trusted(daemon).await == wanted { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarted_empty_under_load() {
+    let shop = Shop::new("redis_empty").await;
+    let daemon = shop.daemon().await;
+    let load = shop.load(&daemon, 11);
+    for _ in 0..3 {
+        load.writes(60).await;
+        shop.stage.redis.kill().await.unwrap();
+        shop.stage.redis.start_again(Restart::Empty).await.unwrap();
+        load.reads(50).await;
+        until_trusted(&daemon, true).await;
+    }
+    load.reads(100).await;
+    load.stop().await;
+    until_trusted(&daemon, true).await;
+    let compared = shop.equals_postgres(&daemon).await;
+    assert!(compared.entries > 0, "{compared:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarted_with_an_old_dump_under_load() {
+    let shop = Shop::new("redis_dump").await;
+    let daemon = shop.daemon().await;
+    let load = shop.load(&daemon, 12);
+    for _ in 0..3 {
+        load.reads(100).await;
+        shop.stage.redis.save().await.unwrap();
+        load.writes(60).await;
+        shop.stage.redis.kill().await.unwrap();
+        shop.stage.redis.start_again(Restart::KeepData).await.unwrap();
+        load.reads(50).await;
+        until_trusted(&daemon, true).await;
+    }
+    load.writes(20).await;
+    load.stop().await;
+    until_trusted(&daemon, true).await;
+    shop.equals_postgres(&daemon).await;
+}
+
+/// The dump is old, and nothing is written after the restart that would bring it to light.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarted_with_an_old_dump_while_nothing_is_written() {
+    let shop = Shop::new("redis_dump_idle").await;
+    let sql = shop.sql().await;
+    let daemon = shop.daemon().await;
+    let http = daemon.http();
+    for id in 0..20 {
+        shop.put(&sql, id, 1).await;
+        http.get(&format!("/v1/counter/{id}")).await.expect(200);
+    }
+    shop.stage.redis.save().await.unwrap();
+    let mut end = current_lsn(&sql).await;
+    for id in 0..20 {
+        end = shop.put(&sql, id, 2).await;
+    }
+    daemon.wait_applied(end).await;
+    shop.stage.redis.kill().await.unwrap();
+    shop.stage.redis.start_again(Restart::KeepData).await.unwrap();
+    for id in 0..20 {
+        let found = http.get(&format!("/v1/counter/{id}")).await.expect(200);
+        assert_eq!(version(&found.json()), Some(2), "{:?}", found.headers);
+    }
+    until_trusted(&daemon, true).await;
+    shop.equals_postgres(&daemon).await;
+}
+
+/// As above, and the daemon is killed with it: nobody remembers what was acknowledged but the slot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarted_with_an_old_dump_while_no_daemon_runs() {
+    let shop = Shop::new("redis_dump_down").await;
+    let daemon = shop.daemon().await;
+    let load = shop.load(&daemon, 13);
+    load.reads(200).await;
+    shop.stage.redis.save().await.unwrap();
+    load.writes(100).await;
+    load.reads(100).await;
+    load.stop().await;
+    daemon.kill().await;
+    shop.stage.redis.kill().await.unwrap();
+    shop.stage.redis.start_again(Restart::KeepData).await.unwrap();
+    let daemon = shop.daemon().await;
+    shop.equals_postgres(&daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flushed_under_load() {
+    let shop = Shop::new("redis_flush").await;
+    let daemon = shop.daemon().await;
+    let load = shop.load(&daemon, 14);
+    let mut raw = Raw::connect(&shop.stage).await.unwrap();
+    for _ in 0..5 {
+        load.writes(40).await;
+        load.reads(40).await;
+        raw.run(&["FLUSHALL"]).await.unwrap();
+        load.reads(40).await;
+    }
+    // The fence alone is lost, as by eviction.
+    for _ in 0..3 {
+        load.writes(40).await;
+        raw.run(&["UNLINK", "~walcache:fence"]).await.unwrap();
+        load.reads(40).await;
+    }
+    load.stop().await;
+    shop.equals_postgres(&daemon).await;
+    until_trusted(&daemon, true).await;
+    shop.equals_postgres(&daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn away_for_a_while() {
+    let shop = Shop::new("redis_away").await;
+    let sql = shop.sql().await;
+    let daemon = shop.daemon().await;
+    let http = daemon.http();
+    let load = shop.load(&daemon, 15);
+    load.reads(200).await;
+    shop.stage.redis.kill().await.unwrap();
+    until_trusted(&daemon, false).await;
+    let gone = current_lsn(&sql).await;
+    load.writes(100).await;
+    load.reads(20).await;
+    // Well beyond a few status intervals.
+    let slot = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots";
+    let first: String = sql.query_one(slot, &[]).await.unwrap().get(0);
+    load.writes(200).await;
+    // Slow: those who pass their last LSN back wait for the watermark before they are given what Postgres has.
+    load.reads(20).await;
+    let then: String = sql.query_one(slot, &[]).await.unwrap().get(0);
+    assert_eq!(first, then, "nothing is confirmed while L2 is away");
+    assert!(shop.confirmed().await <= gone, "nothing was applied since {gone}");
+    let metrics = daemon.admin().get("/metrics").await.text();
+    assert!(metrics.contains("walcache_l2_trusted 0"), "{metrics}");
+    let began = Instant::now();
+    let response = http.get("/v1/counter/1").await;
+    assert!(matches!(response.status.as_u16(), 200 | 404), "{response:?}");
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    shop.stage.redis.start_again(Restart::Empty).await.unwrap();
+    until_trusted(&daemon, true).await;
+    load.reads(50).await;
+    let done = load.stop().await;
+    assert_eq!(done.failed_reads, 0, "{done:?}");
+    let compared = shop.equals_postgres(&daemon).await;
+    assert!(compared.entries > 0, "{compared:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn paused_and_resumed() {
+    let shop = Shop::new("redis_pause").await;
+    let daemon = shop.daemon().await;
+    let load = shop.load(&daemon, 16);
+    for _ in 0..2 {
+        load.reads(100).await;
+        shop.stage.redis.pause().await.unwrap();
+        until_trusted(&daemon, false).await;
+        load.writes(50).await;
+        load.reads(50).await;
+        shop.stage.redis.resume().unwrap();
+        until_trusted(&daemon, true).await;
+        load.writes(20).await;
+    }
+    let done = load.stop().await;
+    assert_eq!(done.failed_reads, 0, "{done:?}");
+    shop.equals_postgres(&daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn out_of_memory() {
+    let redis = RedisOptions::new().setting("maxmemory-policy", "noeviction");
+    let shop = Shop::with("redis_oom", PostgresOptions::new(), redis).await;
+    let daemon = shop.daemon().await;
+    let load = shop.load(&daemon, 17);
+    let mut raw = Raw::connect(&shop.stage).await.unwrap();
+    load.reads(200).await;
+    for _ in 0..3 {
+        raw.run(&["CONFIG", "SET", "maxmemory", "1"]).await.unwrap();
+        assert!(raw.run(&["SET", "x", "y"]).await.is_err(), "it is full");
+        load.writes(60).await;
+        load.reads(100).await;
+        raw.run(&["CONFIG", "SET", "maxmemory", "0"]).await.unwrap();
+        load.writes(20).await;
+    }
+    let done = load.stop().await;
+    assert_eq!(done.failed_reads, 0, "{done:?}");
+    let compared = shop.equals_postgres(&daemon).await;
+    assert!(compared.entries > 0, "{compared:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn evicting_under_load() {
+    let redis = RedisOptions::new().setting("maxmemory-policy", "allkeys-random");
+    let shop = Shop::with("redis_evict", PostgresOptions::new(), redis).await;
+    let daemon = shop.daemon().await;
+    let load = shop.load(&daemon, 18);
+    let mut raw = Raw::connect(&shop.stage).await.unwrap();
+    for _ in 0..10 {
+        load.reads(40).await;
+        raw.run(&["CONFIG", "SET", "maxmemory", "1"]).await.unwrap();
+        load.writes(10).await;
+        raw.run(&["CONFIG", "SET", "maxmemory", "0"]).await.unwrap();
+    }
+    load.writes(20).await;
+    load.stop().await;
+    shop.equals_postgres(&daemon).await;
+}
+
+#[tokio::test]
+async fn foreign_values_at_our_keys_are_healed() {
+    let mut shop = Shop::new("redis_foreign").await;
+    shop.config = shop.config.set("l1", "enabled", false);
+    let sql = shop.sql().await;
+    let daemon = shop.daemon().await;
+    let http = daemon.http();
+    let mut raw = Raw::connect(&shop.stage).await.unwrap();
+    let foreign: [&[&str]; 6] = [
+        &["LPUSH", "counter:1", "x"],
+        &["SET", "counter:1", "hello"],
+        &["SET", "counter:1", "{\"lo\":\"garbage"],
+        &["SET", "counter:1", ""],
+        &["HSET", "counter:1", "a", "b"],
+        &["SETBIT", "counter:1", "7", "1"],
+    ];
+    let mut value = 0;
+    for written in foreign {
+        for by_event in [false, true] {
+            value += 1;
+            let end = shop.put(&sql, 1, value).await;
+            daemon.wait_applied(end).await;
+            raw.run(&["UNLINK", "counter:1"]).await.unwrap();
+            raw.run(written).await.unwrap();
+            if by_event {
+                value += 1;
+                let end = shop.put(&sql, 1, value).await;
+                sql.batch_execute("SELECT pg_logical_emit_message(true, '', '')").await.unwrap();
+                daemon.wait_applied(end).await;
+            }
+            for read in 0..2 {
+                let response = http.get("/v1/counter/1").await.expect(200);
+                assert_eq!(version(&response.json()), Some(value), "{written:?}, {read}");
+            }
+            let entry = servable(&raw.look("counter:1").await.unwrap().unwrap(), "counter");
+            assert_eq!(entry.and_then(|e| e.version()), Some(value), "{written:?}, by event: {by_event}: not healed");
+        }
+    }
+}
+
+/// O4 to the byte: a commit that Redis cannot take is not confirmed, however often the position is reported.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_confirmed_that_redis_has_not_taken() {
+    let shop = Shop::new("redis_confirm").await;
+    let sql = shop.sql().await;
+    let end = shop.put(&sql, 1, 1).await;
+    let daemon = shop.daemon().await;
+    daemon.http().get("/v1/counter/1").await.expect(200);
+    daemon.wait_applied(end).await;
+    shop.stage.redis.kill().await.unwrap();
+    let before = current_lsn(&sql).await;
+    shop.put(&sql, 1, 2).await;
+    let reported = async || {
+        let query = "SELECT max(reply_time)::text FROM pg_stat_replication";
+        sql.query_one(query, &[]).await.unwrap().get::<_, Option<String>>(0)
+    };
+    for _ in 0..10 {
+        let last = reported().await;
+        eventually("have the position reported again", || async {
+            let now = reported().await;
+            if now.is_some() && now != last { Ok(()) } else { Err(format!("{now:?}")) }
+        })
+        .await;
+        let confirmed = shop.confirmed().await;
+        assert!(confirmed <= before, "{confirmed} is confirmed, and nothing after {before} was taken");
+    }
+    shop.stage.redis.start_again(Restart::Empty).await.unwrap();
+    until_trusted(&daemon, true).await;
+    shop.equals_postgres(&daemon).await;
+}
