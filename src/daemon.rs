@@ -125,11 +125,11 @@ impl Daemon {
             let names = config.entities.iter().map(|e| e.name.clone()).collect();
             let (api, stop) = (serve::api::Api::new(cache, names, limits), stop.clone());
             async move {
-                http.serve(move || serve::api::service(&api), limits, stop).await;
+                let served = http.serve_on_cores(move || serve::api::service(&api), limits, stop).await;
                 admin_stop.cancel();
                 // The admin listener drains in its own time; it has nothing to lose.
                 let _ = admin_task.await;
-                Ok(())
+                served.map_err(DaemonError::Serve)
             }
         });
         tasks.spawn({

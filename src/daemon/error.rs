@@ -26,6 +26,9 @@ pub enum DaemonError {
     /// The URL of L2.
     #[error("[l2] url: {0}")]
     L2Url(#[source] redis::RedisError),
+    /// The threads of the HTTP API cannot be started.
+    #[error("serve HTTP: {0}")]
+    Serve(#[source] std::io::Error),
     /// Metrics cannot be recorded.
     #[error("install the metrics recorder: {0}")]
     Metrics(String),

@@ -77,8 +77,62 @@ impl Listener {
         S::Future: Send + 'static,
         B: Body<Data: Send, Error: Into<ConnectionError>> + Send + 'static,
     {
+        info!(listener = self.name, address = %self.address, "listening");
+        self.accept(service, limits, shutdown).await;
+    }
+
+    /// As [`Listener::serve`], with a thread and a runtime of its own for each core: a request then never wakes another
+    /// thread than the one that received it.
+    ///
+    /// # Errors
+    /// If the socket cannot be shared or a thread cannot be started.
+    pub async fn serve_on_cores<F, S, B>(
+        self,
+        service: F,
+        limits: Limits,
+        shutdown: CancellationToken,
+    ) -> io::Result<()>
+    where
+        F: Fn() -> S + Clone + Send + 'static,
+        S: Service<hyper::Request<Incoming>, Response = hyper::Response<B>, Error = Infallible> + Send + 'static,
+        S::Future: Send + 'static,
+        B: Body<Data: Send, Error: Into<ConnectionError>> + Send + 'static,
+    {
         let Listener { name, socket, address } = self;
+        let socket = socket.into_std()?;
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let limits = Limits { max_connections: limits.max_connections.div_ceil(cores), ..limits };
+        let mut ends = JoinSet::new();
+        for core in 0..cores {
+            let (socket, service, shutdown) = (socket.try_clone()?, service.clone(), shutdown.clone());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let (end, ended) = tokio::sync::oneshot::channel::<()>();
+            std::thread::Builder::new().name(format!("{name}-{core}")).spawn(move || {
+                // Dropped at the end of the thread, however it ends.
+                let _end = end;
+                runtime.block_on(async {
+                    match TcpListener::from_std(socket) {
+                        Ok(socket) => Listener { name, socket, address }.accept(service, limits, shutdown).await,
+                        Err(error) => tracing::error!(listener = name, %error, "cannot listen"),
+                    }
+                });
+            })?;
+            ends.spawn(ended);
+        }
+        drop(socket);
         info!(listener = name, %address, "listening");
+        while ends.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    async fn accept<F, S, B>(self, service: F, limits: Limits, shutdown: CancellationToken)
+    where
+        F: Fn() -> S,
+        S: Service<hyper::Request<Incoming>, Response = hyper::Response<B>, Error = Infallible> + Send + 'static,
+        S::Future: Send + 'static,
+        B: Body<Data: Send, Error: Into<ConnectionError>> + Send + 'static,
+    {
+        let Listener { name, socket, .. } = self;
         let builder = builder(&limits);
         let permits = Arc::new(Semaphore::new(limits.max_connections));
         let graceful = GracefulShutdown::new();
