@@ -4,7 +4,10 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt::Write as _;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::panic::resume_unwind;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::properties::Violation;
 use crate::scenario::Scenario;
@@ -14,6 +17,7 @@ use crate::world::{Step, World};
 pub struct Report {
     pub states: usize,
     pub steps: usize,
+    pub took: Duration,
     pub found: Option<CounterExample>,
 }
 
@@ -25,6 +29,7 @@ pub struct CounterExample {
 
 /// Explores everything that the scenario allows, or up to the first violation.
 pub fn explore(s: &Scenario) -> Report {
+    let started = Instant::now();
     let start = Rc::new(World::start(s));
     let mut numbers: HashMap<Rc<World>, u32, BuildHasherDefault<Mixer>> = HashMap::default();
     numbers.insert(Rc::clone(&start), 0);
@@ -46,6 +51,7 @@ pub fn explore(s: &Scenario) -> Report {
                     return Report {
                         states: worlds.len(),
                         steps: taken,
+                        took: started.elapsed(),
                         found: Some(CounterExample { violation, steps }),
                     };
                 }
@@ -60,7 +66,51 @@ pub fn explore(s: &Scenario) -> Report {
         }
         at += 1;
     }
-    Report { states: worlds.len(), steps: taken, found: None }
+    Report { states: worlds.len(), steps: taken, took: started.elapsed(), found: None }
+}
+
+/// Explores each of them, as many at a time as there are processors.
+pub fn explore_all(scenarios: &[Scenario]) -> Vec<Report> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut mine = Vec::new();
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            match scenarios.get(i) {
+                Some(s) => mine.push((i, explore(s))),
+                None => return mine,
+            }
+        }
+    };
+    let mut done: Vec<(usize, Report)> = std::thread::scope(|scope| {
+        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+        let running: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        running.into_iter().flat_map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    });
+    done.sort_by_key(|(i, _)| *i);
+    done.into_iter().map(|(_, report)| report).collect()
+}
+
+/// A line for each scenario, and their sum.
+pub fn print_table(title: &str, scenarios: &[Scenario], reports: &[Report]) {
+    let line = |name: &str, states: usize, steps: usize, took: Duration, found: String| {
+        format!("{name:50} {states:9} states {steps:10} steps {:6.2} s  {found}\n", took.as_secs_f32())
+    };
+    let mut out = format!("\n--- {title}\n");
+    for (s, r) in scenarios.iter().zip(reports) {
+        let name = match s.without {
+            Some(rule) => format!("{} without {rule:?}", s.name),
+            None => s.name.to_owned(),
+        };
+        let found =
+            r.found.as_ref().map_or("holds".to_owned(), |f| format!("{:2} steps to {}", f.steps.len(), f.violation));
+        out += &line(&name, r.states, r.steps, r.took, found);
+    }
+    let (states, steps) = (reports.iter().map(|r| r.states).sum(), reports.iter().map(|r| r.steps).sum());
+    let found = reports.iter().filter(|r| r.found.is_some()).count();
+    let sum = format!("{found} of {} violated", reports.len());
+    out += &line("in all", states, steps, reports.iter().map(|r| r.took).sum(), sum);
+    println!("{out}");
 }
 
 fn trace(origins: &[Option<(u32, Step)>], last: u32, step: Step) -> Vec<Step> {

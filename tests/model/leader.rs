@@ -1,35 +1,49 @@
-//! The leader: takes over, passes the gate, applies a batch script by script, tells the feed, marks, confirms.
+//! The leader: passes the gate, works a batch in step by step, confirms; or goes on without L2. How one comes to lead
+//! is in [`crate::claim`].
 
+use crate::claim;
 use crate::properties::Violation;
-use crate::redis::{Authority, Effect, Refused, Script};
-use crate::scenario::{Change, Rule, Scenario, Value, end, piece_label, uncommitted};
+use crate::rule::Rule;
+use crate::scenario::{ENTITIES, Generation, Lsn, Scenario, end};
+use crate::scripts::{Authority, Failed, Image};
+use crate::work::{Work, work};
 use crate::world::World;
 
 /// A leader process. What it knows, it knows since it took over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Leader {
+    /// The instance that it lives in and moves on; `None` where all follow a feed, and for what an ended session has
+    /// left on its way to Redis.
+    pub home: Option<u8>,
     pub authority: Authority,
+    /// Whether it writes L2; else it goes on without.
+    pub with_l2: bool,
+    /// The generations that the process knows.
+    pub generations: [Generation; ENTITIES],
+    /// Those that its planner has seen: images bear them.
+    pub planned: [Generation; ENTITIES],
+    /// A generation drawn for an entity, or for all, and set in L2: the process is still to follow.
+    pub raising: Option<(Option<u8>, Generation)>,
     /// Transactions received and applied: the index of the next one.
     pub next: u8,
     pub phase: Phase,
 }
 
-/// Where a leader stands in its batch, which reaches up to `to` (exclusive).
+/// Where a leader stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
+    /// Its epoch stands in L2's fence; what it found there is still to be settled. It streams from `from`.
+    Claiming {
+        lost: bool,
+        from: Lsn,
+    },
     Idle,
-    Applying {
+    /// In its batch, which reaches up to `to` (exclusive), before step `at` of the work.
+    Working {
         to: u8,
         cut: bool,
-        script: u8,
-    },
-    /// Every script was run.
-    Applied {
-        to: u8,
-    },
-    /// The first of telling the feed and marking `done` was done.
-    Finishing {
-        to: u8,
+        at: u8,
+        drawn: Generation,
     },
 }
 
@@ -38,196 +52,280 @@ pub enum Phase {
 pub enum Who {
     /// The one that holds the slot.
     Current,
-    /// One that was paused, lost the slot, and now goes on with its batch.
+    /// One that was paused, lost the slot, and now goes on with its batch; or what an ended session has sent.
     Resumed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaderStep {
-    TakeOver,
-    /// Where the takeover is not atomic: its first half.
-    ReadHighWater,
+    Claim(claim::ClaimStep),
     /// The batch passes the gate: up to `to`, in pieces or whole.
     Receive {
         to: u8,
         cut: bool,
     },
-    Script,
-    Feed,
-    MarkDone,
+    /// The planner looks at the generations.
+    Replan,
+    Work(Work),
     Confirm,
+    /// Draws a generation with no event, for an entity or for all, and sets it in L2.
+    Resync(Option<u8>),
+    /// Sets it in the process.
+    ResyncLocal,
+    /// L2 was away for too long: goes on without. What was sent to Redis may still arrive there.
+    LoseL2 {
+        in_flight: bool,
+    },
+    /// The process ends.
     Crash,
     Pause,
-    /// The stream broke; the same process reads again from the confirmed LSN.
-    Reconnect,
-}
-
-/// The scripts of a batch: per change if cut, else the last effect on each key.
-pub fn scripts(s: &Scenario, from: u8, to: u8, cut: bool) -> Vec<Script> {
-    let mut scripts: Vec<Script> = Vec::new();
-    for i in from..to {
-        let changes = s.transactions[i as usize].changes;
-        for (n, &change) in changes.iter().enumerate() {
-            let label = if cut { piece_label(i) } else { end(i + 1) };
-            if !cut && s.keeps(Rule::Coalesced) {
-                // Coalesced: only the last effect on a key counts, and none before TRUNCATE.
-                scripts.retain(|before| match before.effect {
-                    Effect::Put(key, _) => !change.touches(key),
-                    Effect::RaiseGeneration => true,
-                });
-            }
-            let effect = match change {
-                Change::Put(key) => Effect::Put(key, value_after(changes, i, n, key)),
-                Change::Truncate => Effect::RaiseGeneration,
-            };
-            scripts.push(Script { effect, label, split: cut });
-        }
-    }
-    scripts
-}
-
-/// What change `n` of transaction `i` wrote: committed only if no later change of it touches the key.
-fn value_after(changes: &[Change], i: u8, n: usize, key: usize) -> Value {
-    if changes[n + 1..].iter().any(|c| c.touches(key)) { uncommitted(i, n) } else { i + 1 }
+    /// The stream broke. What was sent to Redis may still arrive there.
+    EndSession {
+        in_flight: bool,
+    },
 }
 
 /// The steps that leaders can take in this state.
 pub fn steps(w: &World, s: &Scenario, mut found: impl FnMut(Who, LeaderStep)) {
     if let Some(leader) = &w.resumed
-        && leader.phase != Phase::Idle
+        && let Some(next) = next_work(leader, s)
     {
-        found(Who::Resumed, work(leader, s));
+        found(Who::Resumed, LeaderStep::Work(next));
     }
-    let Some(leader) = &w.leader else {
-        if !s.keeps(Rule::TakeoverAtomic) && w.peeked.is_none() {
-            found(Who::Current, LeaderStep::ReadHighWater);
-        }
-        return found(Who::Current, LeaderStep::TakeOver);
-    };
-    if leader.phase == Phase::Idle {
-        let most = (leader.next + s.batch).min(w.committed);
-        for to in leader.next + 1..=most {
-            if s.keeps(Rule::Gate) && w.visible & 1 << (to - 1) == 0 {
-                break;
+    claim::steps(w, s, |step| found(Who::Current, LeaderStep::Claim(step)));
+    let Some(leader) = &w.leader else { return };
+    let mut found = |step| found(Who::Current, step);
+    match leader.phase {
+        Phase::Claiming { .. } => {}
+        Phase::Idle => {
+            let most = (leader.next + s.batch).min(w.committed);
+            for to in leader.next + 1..=most {
+                if s.keeps(Rule::Gate) && w.visible & 1 << (to - 1) == 0 {
+                    break;
+                }
+                found(LeaderStep::Receive { to, cut: false });
+                if to == leader.next + 1 && s.transactions[leader.next as usize].large {
+                    found(LeaderStep::Receive { to, cut: true });
+                }
             }
-            found(Who::Current, LeaderStep::Receive { to, cut: false });
-            if to == leader.next + 1 && s.transactions[leader.next as usize].large {
-                found(Who::Current, LeaderStep::Receive { to, cut: true });
+        }
+        Phase::Working { .. } => {
+            if let Some(next) = next_work(leader, s) {
+                found(LeaderStep::Work(next));
             }
         }
-    } else {
-        found(Who::Current, work(leader, s));
+    }
+    if leader.planned != leader.generations && !matches!(leader.phase, Phase::Working { cut: false, .. }) {
+        found(LeaderStep::Replan);
     }
     if confirmable(leader, s) > w.confirmed && w.may_fail() {
-        found(Who::Current, LeaderStep::Confirm);
+        found(LeaderStep::Confirm);
+    }
+    if leader.raising.is_some() {
+        found(LeaderStep::ResyncLocal);
+    } else if w.resyncs > 0 && !matches!(leader.phase, Phase::Claiming { .. }) {
+        found(LeaderStep::Resync(None));
+        if s.entities > 1 {
+            (0..s.entities as u8).for_each(|entity| found(LeaderStep::Resync(Some(entity))));
+        }
+    }
+    let working = matches!(leader.phase, Phase::Working { .. });
+    let leaves_behind = working && leader.with_l2 && w.resumed.is_none();
+    if w.outages > 0 && leader.with_l2 {
+        found(LeaderStep::LoseL2 { in_flight: false });
+        if leaves_behind {
+            found(LeaderStep::LoseL2 { in_flight: true });
+        }
     }
     if w.crashes > 0 {
-        found(Who::Current, LeaderStep::Crash);
-        if w.resumed.is_none() && leader.phase != Phase::Idle {
-            found(Who::Current, LeaderStep::Pause);
+        found(LeaderStep::Crash);
+        if w.resumed.is_none() && working {
+            found(LeaderStep::Pause);
         }
-        if !s.keeps(Rule::TakeoverPerStream) {
-            found(Who::Current, LeaderStep::Reconnect);
+        if leader.home.is_some() || !s.keeps(Rule::TakeoverPerStream) {
+            found(LeaderStep::EndSession { in_flight: false });
+        }
+        if leader.home.is_some() && leaves_behind {
+            found(LeaderStep::EndSession { in_flight: true });
         }
     }
 }
 
-fn work(leader: &Leader, s: &Scenario) -> LeaderStep {
-    let feed_first = s.keeps(Rule::FeedBeforeDone);
-    match leader.phase {
-        Phase::Idle | Phase::Applying { .. } => LeaderStep::Script,
-        Phase::Applied { .. } if feed_first => LeaderStep::Feed,
-        Phase::Finishing { .. } if !feed_first => LeaderStep::Feed,
-        Phase::Applied { .. } | Phase::Finishing { .. } => LeaderStep::MarkDone,
-    }
+/// What the leader does next to its batch.
+fn next_work(leader: &Leader, s: &Scenario) -> Option<Work> {
+    let Phase::Working { to, cut, at, .. } = leader.phase else { return None };
+    work(s, leader.next, to, cut, leader.with_l2).get(at as usize).copied()
 }
 
 /// How many transactions the leader would confirm.
 fn confirmable(leader: &Leader, s: &Scenario) -> u8 {
     match leader.phase {
-        Phase::Applying { to, .. } if !s.keeps(Rule::ConfirmAfterApply) => to,
+        Phase::Working { to, .. } if !s.keeps(Rule::ConfirmAfterApply) => to,
+        Phase::Working { to, cut, at, .. } if !s.keeps(Rule::GenerationBeforeConfirm) => {
+            let rest = &work(s, leader.next, to, cut, leader.with_l2)[at as usize..];
+            if rest.iter().all(|w| matches!(w, Work::RaiseGeneration { .. })) { to } else { leader.next }
+        }
         _ => leader.next,
     }
 }
 
 /// Takes one step of a leader.
 pub fn take(w: &mut World, s: &Scenario, who: Who, step: LeaderStep) -> Result<(), Violation> {
+    let mine = match who {
+        Who::Current => w.leader.take(),
+        Who::Resumed => w.resumed.take(),
+    };
+    let outcome = match (mine, step) {
+        (mine, LeaderStep::Claim(step)) => claim::take(w, s, mine, step),
+        (None, _) => Ok(None),
+        (Some(leader), step) => act(w, s, leader, step),
+    };
+    let after = match outcome {
+        Ok(after) => after,
+        // A refused leader is one no more: it stops.
+        Err(Failed::Refused) => {
+            if let Some(home) = mine.and_then(|l| l.home) {
+                w.instances[home as usize].distrust();
+            }
+            None
+        }
+        Err(Failed::Violated(violation)) => return Err(violation),
+    };
+    match who {
+        Who::Current => w.leader = after,
+        // What a resumed leader had received beyond this batch does not matter: it is at its end.
+        Who::Resumed => w.resumed = after.filter(|l| l.phase != Phase::Idle),
+    }
+    if step == LeaderStep::Confirm { Violation::if_unapplied_confirmed(w) } else { Ok(()) }
+}
+
+fn act(w: &mut World, s: &Scenario, mut leader: Leader, step: LeaderStep) -> Result<Option<Leader>, Failed> {
     match step {
-        LeaderStep::TakeOver => {
-            let mut authority = w.redis.take_over(w.confirmed, &mut w.sequence, s);
-            authority.takeover = w.peeked.take().unwrap_or(authority.takeover);
-            w.leader = Some(Leader { authority, next: w.confirmed, phase: Phase::Idle });
+        LeaderStep::Receive { to, cut } => leader.phase = Phase::Working { to, cut, at: 0, drawn: 0 },
+        LeaderStep::Replan => leader.planned = leader.generations,
+        LeaderStep::Work(step) => run(w, s, &mut leader, step)?,
+        LeaderStep::Confirm => w.confirmed = w.confirmed.max(confirmable(&leader, s)),
+        LeaderStep::Resync(entity) => {
+            w.resyncs -= 1;
+            let drawn = w.draw();
+            if leader.with_l2 {
+                w.redis.raise(entity.map(usize::from), drawn, None, leader.authority, s)?;
+            }
+            leader.raising = Some((entity, drawn));
         }
-        LeaderStep::ReadHighWater => w.peeked = w.redis.fence.map(|f| f.hw),
-        LeaderStep::Receive { to, cut } => {
-            if let Some(leader) = &mut w.leader {
-                leader.phase = Phase::Applying { to, cut, script: 0 };
+        LeaderStep::ResyncLocal => {
+            if let Some((which, drawn)) = leader.raising.take() {
+                for entity in (0..s.entities).filter(|&e| which.is_none_or(|only| only as usize == e)) {
+                    raise_local(w, &mut leader, entity, drawn);
+                    w.resynced[entity] = drawn;
+                }
             }
         }
-        LeaderStep::Script | LeaderStep::Feed | LeaderStep::MarkDone => {
-            let mine = match who {
-                Who::Current => w.leader.take(),
-                Who::Resumed => w.resumed.take(),
-            };
-            let Some(mut leader) = mine else { return Ok(()) };
-            // A refused leader is one no more: it stops.
-            let after = run(w, s, &mut leader, step).ok().map(|()| leader);
-            match who {
-                Who::Current => w.leader = after,
-                // What a resumed leader had received beyond this batch does not matter: it is at its end.
-                Who::Resumed => w.resumed = after.filter(|l| l.phase != Phase::Idle),
+        LeaderStep::LoseL2 { in_flight } => {
+            w.outages -= 1;
+            if in_flight {
+                w.resumed = Some(Leader { home: None, ..leader });
             }
-        }
-        LeaderStep::Confirm => {
-            let Some(leader) = &w.leader else { return Ok(()) };
-            w.confirmed = confirmable(leader, s);
-            return Violation::if_unapplied_confirmed(w);
+            claim::go_without_l2(w, s, &mut leader);
         }
         LeaderStep::Crash => {
             w.crashes -= 1;
-            w.leader = None;
+            if let Some(home) = leader.home {
+                w.crash_instance(home);
+            }
+            return Ok(None);
         }
         LeaderStep::Pause => {
             w.crashes -= 1;
-            w.resumed = w.leader.take();
+            w.resumed = Some(leader);
+            return Ok(None);
         }
-        LeaderStep::Reconnect => {
+        LeaderStep::EndSession { in_flight } => {
             w.crashes -= 1;
-            let next = w.confirmed;
-            w.leader = w.leader.map(|l| Leader { next, phase: Phase::Idle, ..l });
+            if in_flight {
+                w.resumed = Some(Leader { home: None, ..leader });
+            }
+            if s.keeps(Rule::TakeoverPerStream) {
+                return Ok(None);
+            }
+            (leader.next, leader.phase) = (w.confirmed, Phase::Idle);
         }
+        LeaderStep::Claim(_) => {}
+    }
+    Ok(Some(leader))
+}
+
+/// Raises a generation in the process.
+fn raise_local(w: &mut World, leader: &mut Leader, entity: usize, to: Generation) {
+    leader.generations[entity] = leader.generations[entity].max(to);
+    if let Some(home) = leader.home {
+        w.instances[home as usize].raise_generation(entity, to);
+    }
+}
+
+/// Does the next thing that is to be done to the batch.
+fn run(w: &mut World, s: &Scenario, leader: &mut Leader, step: Work) -> Result<(), Failed> {
+    let Phase::Working { to, cut, at, mut drawn } = leader.phase else { return Ok(()) };
+    let by = leader.authority;
+    let draw = |w: &mut World| if drawn == 0 { w.draw() } else { drawn };
+    match step {
+        Work::RaiseFence { key, label } => {
+            if let Some(home) = leader.home {
+                w.instances[home as usize].raise_fence(key, label);
+            }
+        }
+        Work::RaiseGeneration { entity, label } => {
+            drawn = draw(w);
+            w.redis.raise(Some(entity), drawn, Some(label), by, s)?;
+        }
+        Work::RaiseLocal { entity } => {
+            let generation = draw(w);
+            raise_local(w, leader, entity, generation);
+            drawn = 0;
+        }
+        Work::Put { key, value, label, high, split } => {
+            let generation = leader.planned[s.entity(key)];
+            w.redis.put(key, Image { value, label, high, split, generation }, by, s)?;
+        }
+        Work::Drop { key, label } => w.redis.drop(key, label, by, s)?,
+        Work::Feed => w.redis.feed.append(leader.next, to, leader.generations),
+        Work::MarkDone => {
+            w.redis.mark_done(end(to), by, s)?;
+            leader.authority.done = leader.authority.done.max(end(to));
+        }
+        Work::Advance => {
+            if let Some(home) = leader.home {
+                w.instances[home as usize].advance(to, leader.with_l2.then_some(leader.authority.done));
+            }
+        }
+    }
+    let all = work(s, leader.next, to, cut, leader.with_l2);
+    let rest = &all[at as usize + 1..];
+    if !rest.iter().any(|w| w.is_effect()) {
+        w.applied = w.applied.max(to);
+    }
+    if rest.is_empty() {
+        leader.next = to;
+        leader.phase = Phase::Idle;
+    } else {
+        leader.phase = Phase::Working { to, cut, at: at + 1, drawn };
     }
     Ok(())
 }
 
-/// Runs the leader's next script, or what ends its batch.
-fn run(w: &mut World, s: &Scenario, leader: &mut Leader, step: LeaderStep) -> Result<(), Refused> {
-    match (leader.phase, step) {
-        (Phase::Applying { to, cut, script }, LeaderStep::Script) => {
-            let all = scripts(s, leader.next, to, cut);
-            w.redis.apply(all[script as usize], leader.authority, &mut w.sequence, s)?;
-            let script = script + 1;
-            leader.phase = if (script as usize) < all.len() {
-                Phase::Applying { to, cut, script }
-            } else {
-                w.applied = w.applied.max(to);
-                Phase::Applied { to }
-            };
-        }
-        (Phase::Applied { to } | Phase::Finishing { to }, step) => {
-            if step == LeaderStep::Feed {
-                w.redis.append_feed(leader.next, to);
-            } else {
-                w.redis.mark_done(end(to), leader.authority, s)?;
-            }
-            if matches!(leader.phase, Phase::Applied { .. }) {
-                leader.phase = Phase::Finishing { to };
-            } else {
-                leader.next = to;
-                leader.phase = Phase::Idle;
-            }
-        }
-        _ => {}
+impl World {
+    /// Draws from the sequence in the source database.
+    pub fn draw(&mut self) -> Generation {
+        self.sequence += 1;
+        self.sequence
     }
-    Ok(())
+
+    /// A process is gone, with its L1, its watermark and what its readers were at.
+    pub fn crash_instance(&mut self, number: u8) {
+        self.instances[number as usize] = crate::instance::Instance::FRESH;
+        for reader in &mut self.readers {
+            reader.lose_instance(number);
+        }
+        self.auditor.lose_instance(number);
+    }
 }

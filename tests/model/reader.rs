@@ -2,51 +2,58 @@
 
 use crate::instance::L1Entry;
 use crate::properties::{Answer, Violation};
-use crate::redis::{Entry, Found};
-use crate::scenario::{KEYS, Lsn, Rule, Scenario, Value, end};
+use crate::redis::{Cell, Entry, Found};
+use crate::rule::Rule;
+use crate::scenario::{Generation, KEYS, Lsn, PLANTED, Scenario, Value, count_at, end};
 use crate::world::World;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reader {
     pub reads_left: u8,
     /// What it passes as `X-Min-LSN`.
-    pub min: Lsn,
+    min: Lsn,
     /// The newest value it has seen of each key.
-    pub seen: [Value; KEYS],
+    seen: [Value; KEYS],
     pub phase: Phase,
 }
 
 /// One read: where it goes to, and what was true when it began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Read {
-    pub key: u8,
-    pub instance: u8,
+    key: u8,
+    instance: u8,
     /// The instance's watermark, read first.
-    pub watermark: Lsn,
+    watermark: Lsn,
+    /// The entity's generation there, read second: what is fetched bears it.
+    generation: Generation,
     /// What the answer must at least hold because of `X-Min-LSN`: the newest visible value up to there.
-    pub demanded: Value,
+    demanded: Value,
+    /// The generation that a finished resync demands.
+    resynced: Generation,
 }
 
-/// A fill: the permission that it has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Fill {
-    lo: Lsn,
-    generation: u8,
+/// A value on its way to the client, with its labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fetched {
+    value: Value,
+    hi: Lsn,
+    generation: Generation,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
     Idle,
     /// The watermark was read.
     Begun(Read),
-    /// Has a lease.
-    Leased(Read, Fill),
-    /// Has read Postgres for the lease; from a standby `hi` is taken afterwards, in a statement of its own.
-    Filled(Read, Fill, Value, Option<Lsn>),
+    /// Has a lease, which came with this `hw`.
+    Leased(Read, Lsn),
+    /// Has read Postgres for the lease: `lo`, the value, and `hi`, which from a standby is taken afterwards, in a
+    /// statement of its own.
+    Filled(Read, Lsn, Value, Option<Lsn>),
     /// Must read Postgres uncached.
     Through(Read),
     /// Has answered, and may put the value into L1 some time.
-    Answered(Read, Value, Lsn),
+    Answered(Read, Fetched),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +64,10 @@ pub enum ReaderStep {
         instance: u8,
         own_write: bool,
     },
-    /// L1, then L2.
-    LookUp,
+    /// L1, unless it has dropped its entry; then L2.
+    LookUp {
+        l1: bool,
+    },
     ReadPrimary,
     ReadStandby,
     /// Publishes the fill, if the lease stands, and answers.
@@ -80,9 +89,51 @@ impl Reader {
         }
     }
 
+    /// The read under way.
+    fn read(&mut self) -> Option<&mut Read> {
+        match &mut self.phase {
+            Phase::Idle => None,
+            Phase::Begun(read)
+            | Phase::Leased(read, _)
+            | Phase::Filled(read, ..)
+            | Phase::Through(read)
+            | Phase::Answered(read, _) => Some(read),
+        }
+    }
+
+    /// Takes each instance for the other.
+    pub fn swap_instances(&mut self) {
+        if let Some(read) = self.read() {
+            read.instance ^= 1;
+        }
+    }
+
+    /// The instance is gone, and what it was asked with it.
+    pub fn lose_instance(&mut self, number: u8) {
+        if self.read().is_some_and(|read| read.instance == number) {
+            let answered = matches!(self.phase, Phase::Answered(..));
+            self.reads_left -= u8::from(!answered);
+            self.phase = Phase::Idle;
+        }
+    }
+
     /// The lease token: one for each read of each reader.
     fn token(&self, number: usize) -> u8 {
         (number as u8) << 4 | self.reads_left
+    }
+
+    /// The lease that it may still publish under.
+    pub fn holds(&self, number: usize) -> Option<Cell> {
+        matches!(self.phase, Phase::Leased(..) | Phase::Filled(..)).then(|| Cell::Lease(self.token(number)))
+    }
+
+    /// Drops the label of a fill that cannot be published any more.
+    pub fn forget_lease(&mut self, s: &Scenario) {
+        match &mut self.phase {
+            Phase::Leased(_, hw) if !s.standby && s.keeps(Rule::HiIsInsertPosition) => *hw = 0,
+            Phase::Filled(_, lo, ..) => *lo = 0,
+            _ => {}
+        }
     }
 
     pub fn steps(&self, w: &World, s: &Scenario, mut found: impl FnMut(ReaderStep)) {
@@ -98,10 +149,15 @@ impl Reader {
                 }
             }
             Phase::Idle => {}
-            Phase::Begun(_) => found(ReaderStep::LookUp),
-            Phase::Leased(_, fill) => {
+            Phase::Begun(read) => {
+                found(ReaderStep::LookUp { l1: false });
+                if w.instances[read.instance as usize].servable(read.key as usize, s).is_some() {
+                    found(ReaderStep::LookUp { l1: true });
+                }
+            }
+            Phase::Leased(_, hw) => {
                 found(ReaderStep::ReadPrimary);
-                if s.standby && (end(w.standby) >= fill.lo || !s.keeps(Rule::StandbyHasHighWater)) {
+                if s.standby && (end(w.standby) >= hw || !s.keeps(Rule::StandbyHasHighWater)) {
                     found(ReaderStep::ReadStandby);
                 }
             }
@@ -114,9 +170,12 @@ impl Reader {
                     found(ReaderStep::ReadStandby);
                 }
             }
-            Phase::Answered(..) => {
+            Phase::Answered(read, _) => {
                 found(ReaderStep::PutL1);
-                found(ReaderStep::SkipL1);
+                // What is put may be dropped at once, which matters only if something is dropped for it.
+                if w.instances[read.instance as usize].l1[read.key as usize].is_some() {
+                    found(ReaderStep::SkipL1);
+                }
             }
         }
     }
@@ -131,44 +190,50 @@ pub fn take(w: &mut World, s: &Scenario, number: usize, step: ReaderStep) -> Res
             if own_write {
                 me.min = me.min.max(end(w.committed));
             }
-            let watermark = w.instances[instance as usize].watermark();
-            let demanded = s.value(key as usize, me.min / 2, w.visible);
-            let read = Read { key, instance, watermark, demanded };
-            me.phase = if watermark >= me.min { Phase::Begun(read) } else { Phase::Through(read) };
-            Ok(())
-        }
-        (Phase::Begun(read), ReaderStep::LookUp) => look_up(w, s, &mut me, token, read),
-        (Phase::Leased(read, fill), ReaderStep::ReadPrimary) => {
-            let hi = if s.keeps(Rule::HiIsInsertPosition) {
-                end(w.committed)
-            } else {
-                w.instances[read.instance as usize].watermark().max(fill.lo)
+            let (entity, at) = (s.entity(key as usize), w.instances[instance as usize]);
+            let read = Read {
+                key,
+                instance,
+                watermark: at.watermark(),
+                generation: at.generations[entity],
+                demanded: s.value(key as usize, count_at(me.min), w.visible),
+                resynced: if w.leads(instance) { w.resynced[entity] } else { 0 },
             };
-            let lo = if s.keeps(Rule::LoIsHighWater) { fill.lo } else { hi };
-            let value = w.on_primary(s, read.key as usize);
-            me.phase = Phase::Filled(read, Fill { lo, ..fill }, value, Some(hi));
+            me.phase = if read.watermark >= me.min { Phase::Begun(read) } else { Phase::Through(read) };
             Ok(())
         }
-        (Phase::Leased(read, fill), ReaderStep::ReadStandby) => {
-            me.phase = Phase::Filled(read, fill, w.on_standby(s, read.key as usize), None);
+        (Phase::Begun(read), ReaderStep::LookUp { l1 }) => look_up(w, s, &mut me, token, read, l1),
+        (Phase::Leased(read, hw), ReaderStep::ReadPrimary) => {
+            let instance = &w.instances[read.instance as usize];
+            let hi = if s.keeps(Rule::HiIsInsertPosition) { end(w.committed) } else { instance.watermark().max(hw) };
+            let lo = if s.keeps(Rule::LoIsHighWater) { hw } else { hi };
+            me.phase = Phase::Filled(read, lo, w.on_primary(s, read.key as usize), Some(hi));
             Ok(())
         }
-        (Phase::Filled(read, fill, value, hi), ReaderStep::PublishFill) => {
+        (Phase::Leased(read, hw), ReaderStep::ReadStandby) => {
+            me.phase = Phase::Filled(read, hw, w.on_standby(s, read.key as usize), None);
+            Ok(())
+        }
+        (Phase::Filled(read, lo, value, hi), ReaderStep::PublishFill) => {
+            let now = w.instances[read.instance as usize].generations[s.entity(read.key as usize)];
+            let generation = if s.keeps(Rule::GenerationBeforeRow) { read.generation } else { now };
             let hi = hi.unwrap_or(end(w.standby));
-            let entry = Entry { lo: fill.lo, hi, value, generation: fill.generation, split: false };
-            w.redis.publish_fill(read.key as usize, token, entry);
-            answer(s, &mut me, read, value, hi)
+            let entry = Entry { lo, hi, value, generation, split: false };
+            w.redis.publish_fill(read.key as usize, token, entry, s);
+            answer(w, s, &mut me, read, Fetched { value, hi, generation })
         }
         (Phase::Through(read), ReaderStep::ReadPrimary) => {
-            answer(s, &mut me, read, w.on_primary(s, read.key as usize), end(w.committed))
+            let value = w.on_primary(s, read.key as usize);
+            answer(w, s, &mut me, read, Fetched { value, hi: end(w.committed), generation: read.generation })
         }
         (Phase::Through(read), ReaderStep::ReadStandby) => {
-            answer(s, &mut me, read, w.on_standby(s, read.key as usize), end(w.standby))
+            let value = w.on_standby(s, read.key as usize);
+            answer(w, s, &mut me, read, Fetched { value, hi: end(w.standby), generation: read.generation })
         }
-        (Phase::Answered(read, value, hi), ReaderStep::PutL1) => {
+        (Phase::Answered(read, Fetched { value, hi, generation }), ReaderStep::PutL1) => {
             let instance = &mut w.instances[read.instance as usize];
             let as_of = if s.keeps(Rule::AsOfBeforeFetch) { read.watermark } else { instance.watermark() };
-            instance.l1[read.key as usize] = Some(L1Entry { value, hi, as_of });
+            instance.l1[read.key as usize] = Some(L1Entry { value, hi, as_of, generation });
             me.phase = Phase::Idle;
             Ok(())
         }
@@ -181,35 +246,50 @@ pub fn take(w: &mut World, s: &Scenario, number: usize, step: ReaderStep) -> Res
     result
 }
 
-/// L1, then the lookup script of L2 (L1 may evict between the two, so that one step stands for both orders).
-fn look_up(w: &mut World, s: &Scenario, me: &mut Reader, token: u8, read: Read) -> Result<(), Violation> {
+/// L1, then the lookup script of L2.
+fn look_up(w: &mut World, s: &Scenario, me: &mut Reader, token: u8, read: Read, l1: bool) -> Result<(), Violation> {
     let key = read.key as usize;
     let instance = &w.instances[read.instance as usize];
-    if let Some(hit) = instance.servable(key) {
-        let result = answer(s, me, read, hit.value, hit.hi);
+    if let Some(L1Entry { value, hi, generation, .. }) = instance.servable(key, s).filter(|_| l1) {
+        let result = answer(w, s, me, read, Fetched { value, hi, generation });
         me.phase = Phase::Idle;
-        return result;
+        return result.and(resync_kept(read, generation));
     }
     me.phase = Phase::Through(read);
+    let judged = s.keeps(Rule::GenerationAfterEntry) && s.keeps(Rule::GenerationChecked);
+    let stands = if judged { instance.generations[s.entity(key)] } else { 0 };
     if instance.trusts_l2 {
-        match w.redis.look_up(key, token) {
+        match w.redis.look_up(key, token, read.generation, s) {
+            Found::Entry(e) if e.generation < stands => {}
             Found::Entry(e) if e.split && read.watermark < e.lo && s.keeps(Rule::PieceServedFromWatermark) => {}
-            Found::Entry(e) => return answer(s, me, read, e.value, e.hi),
-            Found::Lease(lo, generation) => me.phase = Phase::Leased(read, Fill { lo, generation }),
+            Found::Entry(Entry { value, hi, generation, .. }) => {
+                return answer(w, s, me, read, Fetched { value, hi, generation }).and(resync_kept(read, generation));
+            }
+            Found::Lease(hw) => me.phase = Phase::Leased(read, hw),
             Found::Nothing => {}
         }
     }
     Ok(())
 }
 
+/// After a resync nothing is served from a tier that was there before.
+fn resync_kept(read: Read, generation: Generation) -> Result<(), Violation> {
+    let resynced = read.resynced;
+    if generation < resynced { Err(Violation::OlderThanResync { generation, resynced }) } else { Ok(()) }
+}
+
 /// Answers, judges the answer, and remembers it as the client does.
-fn answer(s: &Scenario, me: &mut Reader, read: Read, value: Value, hi: Lsn) -> Result<(), Violation> {
+fn answer(w: &World, s: &Scenario, me: &mut Reader, read: Read, fetched: Fetched) -> Result<(), Violation> {
+    let Fetched { value, hi, .. } = fetched;
     let key = read.key as usize;
     let seen = me.seen[key];
     let read_lsn = if s.keeps(Rule::ReadLsnCoversHi) { hi.max(read.watermark) } else { read.watermark };
     me.min = me.min.max(read_lsn);
-    me.seen[key] = value;
     me.reads_left -= 1;
-    me.phase = if s.l1 { Phase::Answered(read, value, hi) } else { Phase::Idle };
-    Answer { value, applied: read.watermark, demanded: read.demanded, seen }.judge(s, key)
+    me.phase = if s.l1 { Phase::Answered(read, fetched) } else { Phase::Idle };
+    if value == PLANTED {
+        return Ok(());
+    }
+    me.seen[key] = value;
+    Answer { value, applied: read.watermark, read: read_lsn, demanded: read.demanded, seen }.judge(w, s, key)
 }

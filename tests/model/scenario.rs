@@ -1,7 +1,13 @@
 //! What one run of the checker is bounded by: the transactions, the readers, the faults, and the rule left out.
 
+use crate::rule::Rule;
+
 /// The model has at most this many cached keys.
 pub const KEYS: usize = 2;
+/// The model has at most this many entities: one for all keys, or one for each.
+pub const ENTITIES: usize = 2;
+/// The model has at most this many transactions.
+pub const TRANSACTIONS: usize = 3;
 /// The model has at most this many readers.
 pub const READERS: usize = 2;
 /// The model has at most this many instances (each with an L1 and a watermark of its own).
@@ -14,9 +20,20 @@ pub type Lsn = u8;
 /// What a key's value is: 0 at first, `i + 1` as transaction `i` left it, [`uncommitted`] for what never was committed.
 pub type Value = u8;
 
+/// A generation, and also an epoch: both are drawn from one sequence.
+pub type Generation = u8;
+
+/// What somebody wrote into a tier behind the protocol's back, for the auditor to find.
+pub const PLANTED: Value = 0x7F;
+
 /// The end LSN of the last of the first `count` transactions.
 pub fn end(count: u8) -> Lsn {
     2 * count
+}
+
+/// How many transactions end at or before `lsn`.
+pub fn count_at(lsn: Lsn) -> u8 {
+    lsn / 2
 }
 
 /// The label of every piece of transaction `i`: its commit record's start and one.
@@ -37,16 +54,12 @@ pub fn is_committed(value: Value) -> bool {
 /// One change of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The row of this key was inserted, updated or deleted (absent is a value like any other).
+    /// The row of this key was inserted or updated.
     Put(usize),
-    /// All rows went.
-    Truncate,
-}
-
-impl Change {
-    pub fn touches(self, key: usize) -> bool {
-        self == Change::Put(key) || self == Change::Truncate
-    }
+    /// The row of this key was deleted; that it is absent is a value like any other.
+    Delete(usize),
+    /// All rows of the entity went.
+    Truncate(usize),
 }
 
 /// A transaction that will be committed, in this order.
@@ -65,10 +78,6 @@ impl Transaction {
     pub const fn large(changes: &'static [Change]) -> Self {
         Transaction { changes, large: true }
     }
-
-    pub fn touches(&self, key: usize) -> bool {
-        self.changes.iter().any(|c| c.touches(key))
-    }
 }
 
 /// What an event does to its key.
@@ -82,63 +91,6 @@ pub enum OnChange {
     Invalidate,
 }
 
-/// A rule of the protocol. Leaving one out must make the check fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
-    /// A transaction is applied only when new snapshots see it.
-    Gate,
-    /// An event deletes a lease on its key.
-    LeaseVoided,
-    /// A fill's `lo` is the `hw` that came with its lease; left out: the insert position at the read.
-    LoIsHighWater,
-    /// A fill's `hi` is the insert position at the read; left out: the reader's watermark.
-    HiIsInsertPosition,
-    /// Of a whole transaction only the last effect on each key is applied; left out: one script for each change.
-    Coalesced,
-    /// Populate writes only events beyond the `hw` of the takeover.
-    PopulateBeyondTakeover,
-    /// An entry written by a piece is served only to a reader whose watermark, read before, has reached it.
-    PieceServedFromWatermark,
-    /// A piece overwrites an entry with its own label only beyond the `hw` of the takeover, and deletes it otherwise.
-    PieceBeyondTakeover,
-    /// A piece overwrites an entry with its own label at all; left out: `c <= lo` does nothing, as for whole ones.
-    PieceOverwritesPiece,
-    /// A script with a lower epoch than the fence's is refused.
-    Epoch,
-    /// Whoever reads the stream again has taken over anew; left out: a leader whose stream broke goes back to the
-    /// confirmed LSN with the takeover that it had.
-    TakeoverPerStream,
-    /// The takeover's `hw` is read in the script that sets the epoch; left out: some time before.
-    TakeoverAtomic,
-    /// `as_of` is the watermark before the fetch; left out: when the entry is put.
-    AsOfBeforeFetch,
-    /// An instance raises the L1 fences first and then its watermark.
-    FencesBeforeWatermark,
-    /// An instance that starts on a new generation raises all L1 fences; left out: it empties L1.
-    FloorOnReset,
-    /// `X-Read-LSN` is no lower than the value's `hi`.
-    ReadLsnCoversHi,
-    /// An instance that misses a message of the feed raises all L1 fences; left out: it works in what comes next.
-    GapNoticed,
-    /// Trust in L2 is judged by `done`, raised when all of a batch was applied; left out: by `hw`.
-    TrustByDone,
-    /// A message of the feed that is being worked in counts as known when L2 is judged; left out: only the watermark.
-    TrustCountsPending,
-    /// `done` is raised after the batch was appended to the feed (or with it).
-    FeedBeforeDone,
-    /// A leader whose connection to Redis broke takes over anew; left out: it goes on if the fence looks right.
-    TakeoverPerConnection,
-    /// The slot is confirmed after the batch was applied.
-    ConfirmAfterApply,
-    /// The generation is raised by TRUNCATE.
-    TruncateRaisesGeneration,
-    /// With fills from a standby: a read whose `X-Min-LSN` is ahead of the watermark goes to a standby that has
-    /// replayed it; left out: to the primary, which may not show yet what the standby does.
-    MinLsnFromStandby,
-    /// A standby is read only once it has replayed the `hw` of the lease.
-    StandbyHasHighWater,
-}
-
 /// One bounded world to explore.
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
@@ -146,6 +98,8 @@ pub struct Scenario {
     pub transactions: &'static [Transaction],
     pub on_change: OnChange,
     pub keys: usize,
+    /// One for all keys, or one for each.
+    pub entities: usize,
     pub readers: usize,
     /// Reads each reader makes, one after the other, passing `X-Read-LSN` on.
     pub reads: u8,
@@ -154,18 +108,34 @@ pub struct Scenario {
     pub instances: usize,
     /// Whether instances have an L1.
     pub l1: bool,
+    /// Whether all instances follow a feed that the leader writes; else a leader moves its own instance on, and another
+    /// one stands still until it leads.
+    pub feed: bool,
     /// Transactions a batch may hold.
     pub batch: u8,
-    /// Crashes and pauses of leaders.
+    /// Crashes and pauses of leaders, and breaks of their stream.
     pub crashes: u8,
     /// Times that Redis comes back empty or with the state that it once saved.
     pub restarts: u8,
+    /// Whether Redis may also be emptied with its connections left standing.
+    pub flushes: bool,
+    /// Times that a leader goes on without L2.
+    pub outages: u8,
+    /// Times that a generation is raised without an event.
+    pub resyncs: u8,
+    /// Audits of one entry.
+    pub audits: u8,
+    /// Values that somebody plants in a tier.
+    pub plants: u8,
     /// Whether the feed may be trimmed before an instance has read it.
     pub trims: bool,
     /// Whether fills may go to a standby.
     pub standby: bool,
     /// Whether every watermark must arrive in the end (there is no heartbeat in the model that would mend it).
     pub must_arrive: bool,
+    /// Whether it also counts as a violation that a script puts an older value over a newer one in L2: more than O1 to
+    /// O4 ask for.
+    pub entries_monotone: bool,
     /// The rule left out.
     pub without: Option<Rule>,
 }
@@ -177,17 +147,25 @@ impl Scenario {
         transactions: &[],
         on_change: OnChange::Refresh,
         keys: 1,
+        entities: 1,
         readers: 1,
         reads: 1,
         own_writes: false,
         instances: 1,
         l1: false,
+        feed: true,
         batch: 1,
         crashes: 0,
         restarts: 0,
+        flushes: false,
+        outages: 0,
+        resyncs: 0,
+        audits: 0,
+        plants: 0,
         trims: false,
         standby: false,
         must_arrive: true,
+        entries_monotone: true,
         without: None,
     };
 
@@ -200,11 +178,32 @@ impl Scenario {
         self.transactions.len() as u8
     }
 
+    /// The entity that a key belongs to.
+    pub fn entity(&self, key: usize) -> usize {
+        if self.entities == 1 { 0 } else { key }
+    }
+
+    /// Whether a change changes the value of a key.
+    pub fn touches(&self, change: Change, key: usize) -> bool {
+        match change {
+            Change::Put(k) | Change::Delete(k) => k == key,
+            Change::Truncate(entity) => entity == self.entity(key),
+        }
+    }
+
+    /// Whether transaction `i` changes the value of a key.
+    pub fn transaction_touches(&self, i: u8, key: usize) -> bool {
+        self.transactions[i as usize].changes.iter().any(|&change| self.touches(change, key))
+    }
+
+    /// Whether transaction `i` has an event on the key itself.
+    pub fn has_event_on(&self, i: u8, key: usize) -> bool {
+        let changes = self.transactions[i as usize].changes;
+        changes.contains(&Change::Put(key)) || changes.contains(&Change::Delete(key))
+    }
+
     /// The key's value once those of the first `count` transactions that are in `mask` took effect.
     pub fn value(&self, key: usize, count: u8, mask: u8) -> Value {
-        (0..count)
-            .rev()
-            .find(|&i| mask & 1 << i != 0 && self.transactions[i as usize].touches(key))
-            .map_or(0, |i| i + 1)
+        (0..count).rev().find(|&i| mask & 1 << i != 0 && self.transaction_touches(i, key)).map_or(0, |i| i + 1)
     }
 }

@@ -1,13 +1,16 @@
-//! The whole state: Postgres, Redis, leaders, instances, readers; and the steps between states.
+//! The whole state: Postgres, Redis, leaders, instances, readers, an auditor; and the steps between states.
 
 use std::fmt;
 
+use crate::auditor::{self, AuditStep, Auditor};
 use crate::instance::{Instance, InstanceStep};
-use crate::leader::{self, Leader, LeaderStep, Who};
+use crate::leader::{self, Leader, LeaderStep, Phase, Who};
 use crate::properties::{self, Violation};
 use crate::reader::{self, Reader, ReaderStep};
-use crate::redis::{Authority, Cell, Fence, Redis};
-use crate::scenario::{INSTANCES, Lsn, READERS, Scenario, Value};
+use crate::redis::{Cell, Feed, Fence, Redis};
+use crate::rule::Rule;
+use crate::scenario::{ENTITIES, Generation, INSTANCES, Lsn, PLANTED, READERS, Scenario, Value, end};
+use crate::scripts::Authority;
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct World {
@@ -20,7 +23,7 @@ pub struct World {
     /// Transactions that the slot has confirmed.
     pub confirmed: u8,
     /// The sequence in the source database from which epochs and generations are drawn.
-    pub sequence: u8,
+    pub sequence: Generation,
     pub redis: Redis,
     /// What Redis has saved, and may come back with.
     pub saved: Option<Redis>,
@@ -28,12 +31,20 @@ pub struct World {
     pub resumed: Option<Leader>,
     /// The `hw` that a new leader has read before it took over, where that is not one step.
     pub peeked: Option<Lsn>,
+    /// What an instance has read of the slot before it held it, where that is not one step.
+    pub read_confirmed: Option<(u8, u8)>,
     pub instances: [Instance; INSTANCES],
     pub readers: [Reader; READERS],
-    /// Transactions all of whose scripts were run at least once (nobody in the model sees this).
+    pub auditor: Auditor,
+    /// Transactions whose effects were all there at least once (nobody in the model sees this).
     pub applied: u8,
+    /// The generation of each entity's last finished resync (nor this).
+    pub resynced: [Generation; ENTITIES],
     pub crashes: u8,
     pub restarts: u8,
+    pub outages: u8,
+    pub resyncs: u8,
+    pub plants: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,18 +65,32 @@ pub enum Step {
     LoseAll,
     /// Redis restarts with what it has saved.
     GoBack,
+    /// Redis is emptied, and its connections stand.
+    Flush,
+    /// Somebody overwrites the value under a key in L2, or in an instance's L1.
+    Plant(Option<usize>, usize),
     Leader(Who, LeaderStep),
     Instance(usize, InstanceStep),
     Reader(usize, ReaderStep),
+    Auditor(AuditStep),
 }
 
 impl World {
     /// Everything is empty, and a first leader has taken over.
     pub fn start(s: &Scenario) -> World {
-        let fence = Fence { hw: 0, done: 0, epoch: 1, generation: 1 };
-        let redis = Redis { fence: Some(fence), feed_generation: 1, ..Redis::EMPTY };
-        let authority = Authority { epoch: 1, takeover: 0 };
+        let fence = Fence { hw: Some(0), epoch: 1, generation: 1, ..Fence::BLANK };
+        let redis = Redis { fence: Some(fence), feed: Feed { began: 1, ..Feed::EMPTY }, ..Redis::EMPTY };
         let reader = |r| Reader::new(if r < s.readers { s.reads } else { 0 });
+        let leader = Leader {
+            home: (!s.feed).then_some(0),
+            authority: Authority { epoch: 1, takeover: 0, done: 0 },
+            with_l2: true,
+            generations: [1; ENTITIES],
+            planned: [1; ENTITIES],
+            raising: None,
+            next: 0,
+            phase: Phase::Idle,
+        };
         World {
             committed: 0,
             visible: 0,
@@ -74,14 +99,20 @@ impl World {
             sequence: 1,
             redis,
             saved: None,
-            leader: Some(Leader { authority, next: 0, phase: leader::Phase::Idle }),
+            leader: Some(leader),
             resumed: None,
             peeked: None,
-            instances: [Instance::new(1); INSTANCES],
+            read_confirmed: None,
+            instances: [Instance::first(1), if s.feed { Instance::first(1) } else { Instance::FRESH }],
             readers: [reader(0), reader(1)],
+            auditor: Auditor::new(s.audits),
             applied: 0,
+            resynced: [0; ENTITIES],
             crashes: s.crashes,
             restarts: s.restarts,
+            outages: s.outages,
+            resyncs: s.resyncs,
+            plants: s.plants,
         }
     }
 
@@ -93,6 +124,11 @@ impl World {
     /// What a new snapshot on the standby shows: all that was replayed, whether the primary shows it or not.
     pub fn on_standby(&self, s: &Scenario, key: usize) -> Value {
         s.value(key, self.standby, !0)
+    }
+
+    /// Whether the leader lives in this instance, and has come to lead.
+    pub fn leads(&self, instance: u8) -> bool {
+        self.leader.is_some_and(|l| l.home == Some(instance) && !matches!(l.phase, Phase::Claiming { .. }))
     }
 
     /// Calls `found` with every step that is possible here.
@@ -109,7 +145,7 @@ impl World {
         for key in (0..s.keys).filter(|&k| self.redis.cells[k] != Cell::Absent) {
             found(Step::Evict(key));
         }
-        if s.trims && self.redis.feed.count_ones() > 1 {
+        if s.trims && self.redis.feed.messages.count_ones() > 1 {
             found(Step::TrimFeed);
         }
         if self.restarts > 0 {
@@ -117,6 +153,19 @@ impl World {
             match &self.saved {
                 None => found(Step::Save),
                 Some(_) => found(Step::GoBack),
+            }
+            if s.flushes {
+                found(Step::Flush);
+            }
+        }
+        if self.plants > 0 {
+            for key in 0..s.keys {
+                if let Cell::Entry(_) = self.redis.cells[key] {
+                    found(Step::Plant(None, key));
+                }
+                for i in (0..s.instances).filter(|&i| self.instances[i].l1[key].is_some()) {
+                    found(Step::Plant(Some(i), key));
+                }
             }
         }
         leader::steps(self, s, |who, step| found(Step::Leader(who, step)));
@@ -126,11 +175,12 @@ impl World {
         for (r, reader) in self.readers[..s.readers].iter().enumerate() {
             reader.steps(self, s, |step| found(Step::Reader(r, step)));
         }
+        self.auditor.steps(self, s, |step| found(Step::Auditor(step)));
     }
 
     /// Whether a leader or Redis may fail from here on, so that what was confirmed matters.
     pub fn may_fail(&self) -> bool {
-        self.crashes > 0 || self.restarts > 0
+        self.crashes > 0 || self.restarts > 0 || self.outages > 0 || self.leader.is_some_and(|l| !l.with_l2)
     }
 
     /// Sets to one value what can make no difference any more, so that fewer states are visited.
@@ -139,15 +189,65 @@ impl World {
             self.confirmed = 0;
             self.applied = 0;
         }
+        for instance in &mut self.instances[..s.instances] {
+            instance.forget(s);
+        }
+        if s.keeps(Rule::LeaseRequired) {
+            self.forget_leases(s);
+        }
         for reader in &mut self.readers[..s.readers] {
             reader.forget();
+        }
+        self.forget_names(s);
+    }
+
+    /// Which reader is which makes no difference, nor which instance.
+    fn forget_names(&mut self, s: &Scenario) {
+        if s.readers == 2 && self.readers[0] > self.readers[1] {
+            self.readers.swap(0, 1);
+            for cell in
+                self.redis.cells.iter_mut().chain(self.saved.iter_mut().flat_map(|saved| saved.cells.iter_mut()))
+            {
+                if let Cell::Lease(token @ 0..0x80) = cell {
+                    *token ^= 0x10;
+                }
+            }
+        }
+        if s.instances == 2 && self.instances[0] > self.instances[1] {
+            self.instances.swap(0, 1);
+            self.readers.iter_mut().for_each(Reader::swap_instances);
+            self.auditor.swap_instances();
+            for leader in self.leader.iter_mut().chain(&mut self.resumed) {
+                leader.home = leader.home.map(|home| home ^ 1);
+            }
+            self.read_confirmed = self.read_confirmed.map(|(by, confirmed)| (by ^ 1, confirmed));
+        }
+    }
+
+    /// A lease that nobody holds is as good as any other; a fill whose lease is gone, as any other, too.
+    fn forget_leases(&mut self, s: &Scenario) {
+        const NOBODY: Cell = Cell::Lease(!0);
+        let held: [Option<Cell>; READERS] = std::array::from_fn(|number| self.readers[number].holds(number));
+        let mut cells: Vec<&mut Cell> = self.redis.cells.iter_mut().collect();
+        if let Some(saved) = &mut self.saved {
+            cells.extend(saved.cells.iter_mut());
+        }
+        for cell in &mut cells {
+            if matches!(cell, Cell::Lease(_)) && !held.contains(&Some(**cell)) {
+                **cell = NOBODY;
+            }
+        }
+        for (reader, lease) in self.readers.iter_mut().zip(held) {
+            if lease.is_some_and(|lease| cells.iter().all(|cell| **cell != lease)) {
+                reader.forget_lease(s);
+            }
         }
     }
 
     /// Row locks are let go only when a transaction becomes visible: whoever writes the same key commits after that.
     fn locks_free(&self, s: &Scenario) -> bool {
-        let next = &s.transactions[self.committed as usize];
-        let shares_key = |i: &u8| (0..s.keys).any(|k| next.touches(k) && s.transactions[*i as usize].touches(k));
+        let touch = |i: u8, key: usize| s.transaction_touches(i, key);
+        let shares_key = |i: &u8| (0..s.keys).any(|key| touch(self.committed, key) && touch(*i, key));
         (0..self.committed).filter(shares_key).all(|i| self.visible & 1 << i != 0)
     }
 
@@ -159,40 +259,62 @@ impl World {
             Step::Show(i) => w.visible |= 1 << i,
             Step::Replay => w.standby += 1,
             Step::Evict(key) => w.redis.cells[key] = Cell::Absent,
-            Step::TrimFeed => w.redis.feed &= w.redis.feed - 1,
+            Step::TrimFeed => w.redis.feed.messages &= w.redis.feed.messages - 1,
             Step::Save => w.saved = Some(w.redis),
             Step::LoseAll => w.restart_redis(Redis::EMPTY, s),
             Step::GoBack => w.restart_redis(w.saved.unwrap_or(Redis::EMPTY), s),
+            Step::Flush => {
+                w.restarts -= 1;
+                w.redis = Redis::EMPTY;
+                w.saved = None;
+            }
+            Step::Plant(tier, key) => w.plant(tier, key),
             Step::Leader(who, step) => leader::take(&mut w, s, who, step)?,
             Step::Instance(i, step) => w.instances[i].take(&self.redis, s, step),
             Step::Reader(r, step) => reader::take(&mut w, s, r, step)?,
+            Step::Auditor(step) => auditor::take(&mut w, s, step)?,
         }
         properties::judge_state(&w, s)?;
         w.forget(s);
         Ok(w)
     }
 
-    /// All connections break. Leaders are none any more until they hold the slot and have taken over again.
+    fn plant(&mut self, tier: Option<usize>, key: usize) {
+        self.plants -= 1;
+        match (tier, &mut self.redis.cells[key]) {
+            (Some(i), _) => {
+                if let Some(e) = &mut self.instances[i].l1[key] {
+                    e.value = PLANTED;
+                }
+            }
+            (None, Cell::Entry(e)) => e.value = PLANTED,
+            (None, _) => {}
+        }
+    }
+
+    /// All connections break. Whoever writes L2 leads no more until it holds the slot and has taken over again.
     fn restart_redis(&mut self, with: Redis, s: &Scenario) {
         self.restarts -= 1;
         self.redis = with;
         self.saved = None;
-        let stays = !s.keeps(crate::scenario::Rule::TakeoverPerConnection)
-            && self.leader.is_some_and(|l| with.proven(s).is_some_and(|proven| proven >= crate::scenario::end(l.next)));
-        if !stays {
-            self.leader = None;
-        }
+        let stays = |l: &Leader| !l.with_l2 || (!s.keeps(Rule::TakeoverPerConnection) && shows(&with, l, s));
+        self.leader = self.leader.filter(stays);
         self.resumed = None;
         self.peeked = None;
         for instance in &mut self.instances {
-            instance.trusts_l2 = false;
+            instance.lose_connection();
         }
     }
 
     /// The end of the WAL.
     pub fn insert_position(&self) -> Lsn {
-        crate::scenario::end(self.committed)
+        end(self.committed)
     }
+}
+
+/// Whether a Redis shows all that a leader has applied.
+fn shows(redis: &Redis, leader: &Leader, s: &Scenario) -> bool {
+    redis.proven(s).is_some_and(|proven| proven >= end(leader.next))
 }
 
 /// One line for a trace.
@@ -201,7 +323,10 @@ impl fmt::Display for World {
         write!(f, "wal={} visible={:b}", self.insert_position(), self.visible)?;
         match self.redis.fence {
             Some(n) => {
-                write!(f, " fence[hw={} done={} epoch={} gen={}]", n.hw, n.done, n.epoch, n.generation)?;
+                let hw = n.hw.map_or("none".to_owned(), |hw| hw.to_string());
+                let (done, filled, epoch, gens) = (n.done, n.filled, n.epoch, n.generations);
+                let all = n.generation;
+                write!(f, " fence[hw={hw} done={done} filled={filled} epoch={epoch} gen={all} gens={gens:?}]")?;
             }
             None => write!(f, " fence[none]")?,
         }
@@ -216,13 +341,7 @@ impl fmt::Display for World {
             }
         }
         for instance in &self.instances {
-            write!(f, " W={}", instance.watermark())?;
-            for (key, entry) in instance.l1.iter().enumerate() {
-                if let Some(e) = entry {
-                    let fence = instance.fences[key];
-                    write!(f, " l1.k{key}={{v={:x} as_of={} fence={fence}}}", e.value, e.as_of)?;
-                }
-            }
+            write!(f, " | {}", instance.describe())?;
         }
         Ok(())
     }

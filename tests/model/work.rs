@@ -1,0 +1,127 @@
+//! What is to be done to a batch, in order: the heart of applying.
+
+use crate::rule::Rule;
+use crate::scenario::{Change, Lsn, OnChange, Scenario, Value, end, piece_label, uncommitted};
+
+/// One step of working a batch in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Raises the key's cell of the L1 fence of the leader's own instance.
+    RaiseFence { key: usize, label: Lsn },
+    /// Draws a generation for the entity, and sets it in L2's fence.
+    RaiseGeneration { entity: usize, label: Lsn },
+    /// Sets it in the process.
+    RaiseLocal { entity: usize },
+    /// `apply.lua`.
+    Put { key: usize, value: Value, label: Lsn, high: Lsn, split: bool },
+    /// UNLINK.
+    Drop { key: usize, label: Lsn },
+    /// Tells the feed.
+    Feed,
+    /// Marks the batch as done in L2's fence.
+    MarkDone,
+    /// Raises the watermark of the leader's own instance.
+    Advance,
+}
+
+impl Work {
+    /// Whether this is one of an event's effects; once they are all there, the event was applied.
+    pub fn is_effect(self) -> bool {
+        !matches!(self, Work::Feed | Work::MarkDone | Work::Advance)
+    }
+
+    fn drop_if_of(&mut self, entity: usize, s: &Scenario) {
+        if let Work::Put { key, label, .. } = *self
+            && s.entity(key) == entity
+        {
+            *self = Work::Drop { key, label };
+        }
+    }
+}
+
+/// The work that the transactions `from..to` make: piece by piece if cut, else the last effect on each key. Without L2
+/// only the leader's own instance is told.
+pub fn work(s: &Scenario, from: u8, to: u8, cut: bool, with_l2: bool) -> Vec<Work> {
+    let mut fences = Vec::new();
+    let mut raised = Vec::new();
+    let mut effects: Vec<Work> = Vec::new();
+    for i in from..to {
+        let changes = s.transactions[i as usize].changes;
+        let label = if cut { piece_label(i) } else { end(i + 1) };
+        let high = if cut { label } else { end(to) };
+        for (n, &change) in changes.iter().enumerate() {
+            let key = match change {
+                Change::Put(key) | Change::Delete(key) => key,
+                Change::Truncate(entity) => {
+                    let raise = [Work::RaiseGeneration { entity, label }, Work::RaiseLocal { entity }];
+                    if !cut && s.keeps(Rule::TruncateDropsEarlier) {
+                        effects.iter_mut().for_each(|w| w.drop_if_of(entity, s));
+                    }
+                    if !s.keeps(Rule::TruncateRaisesGeneration) {
+                    } else if cut {
+                        effects.extend(raise);
+                    } else if !raised.iter().any(|w| *w == raise[1]) {
+                        raised.extend(raise);
+                    }
+                    continue;
+                }
+            };
+            let drops = s.on_change == OnChange::Invalidate || matches!(change, Change::Delete(_));
+            let effect = if drops {
+                Work::Drop { key, label }
+            } else {
+                Work::Put { key, value: value_after(s, changes, i, n, key), label, high, split: cut }
+            };
+            let fence = Work::RaiseFence { key, label };
+            if cut {
+                effects.push(fence);
+            } else {
+                fences.retain(|w| !is_of(w, key));
+                fences.push(fence);
+                if s.keeps(Rule::Coalesced) {
+                    effects.retain(|w| !is_of(w, key));
+                }
+            }
+            effects.push(effect);
+        }
+    }
+    // Raised generations come first: what was planned before bears an older one, wherever it stood in the stream.
+    let mut all: Vec<Work> = fences.into_iter().chain(raised).chain(effects).collect();
+    if s.feed && s.keeps(Rule::FeedBeforeDone) {
+        all.extend([Work::Feed, Work::MarkDone]);
+    } else if s.feed {
+        all.extend([Work::MarkDone, Work::Feed]);
+    } else {
+        all.extend([Work::MarkDone, Work::Advance]);
+    }
+    all.retain(|w| match w {
+        Work::RaiseFence { .. } => !s.feed && (with_l2 || s.keeps(Rule::OutageRaisesFences)),
+        Work::RaiseLocal { .. } => with_l2 || s.keeps(Rule::OutageRaisesGeneration),
+        Work::RaiseGeneration { .. } | Work::Put { .. } | Work::Drop { .. } | Work::MarkDone => with_l2,
+        Work::Feed | Work::Advance => true,
+    });
+    delay(&mut all, s, Rule::FencesBeforeWatermark, |w| matches!(w, Work::RaiseFence { .. }));
+    delay(&mut all, s, Rule::GenerationBeforeWatermark, |w| matches!(w, Work::RaiseLocal { .. }));
+    delay(&mut all, s, Rule::GenerationBeforeConfirm, |w| matches!(w, Work::RaiseGeneration { .. }));
+    all
+}
+
+/// Without the rule, what is to be done early is done at the end.
+fn delay(all: &mut Vec<Work>, s: &Scenario, rule: Rule, which: impl Fn(&Work) -> bool) {
+    if !s.keeps(rule) {
+        let (late, early): (Vec<_>, Vec<_>) = all.iter().partition(|w| which(w));
+        *all = early.into_iter().chain(late).collect();
+    }
+}
+
+fn is_of(work: &Work, of: usize) -> bool {
+    match *work {
+        Work::RaiseFence { key, .. } | Work::Put { key, .. } | Work::Drop { key, .. } => key == of,
+        _ => false,
+    }
+}
+
+/// What change `n` of transaction `i` wrote: committed only if no later change of it touches the key.
+fn value_after(s: &Scenario, changes: &[Change], i: u8, n: usize, key: usize) -> Value {
+    if changes[n + 1..].iter().any(|&c| s.touches(c, key)) { uncommitted(i, n) } else { i + 1 }
+}
