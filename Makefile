@@ -3,8 +3,9 @@
 CARGO ?= cargo
 # Arguments for the demo: make demo ARGS="--seconds 30"
 ARGS ?=
-# How long each fault test of `make soak` keeps going, in seconds.
+# How long `make soak` goes on, in seconds, and the seed of its faults: by default another one each time.
 SOAK_SECONDS ?= 600
+SEED ?=
 
 .PHONY: help demo test check bench soak servers clean
 
@@ -32,8 +33,10 @@ bench: ## Measure against a bare WAL reader and nginx
 	scripts/install-servers --bench
 	$(CARGO) bench $(ARGS)
 
-soak: servers ## The fault tests, for much longer
-	WALCACHE_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --test it $(ARGS) -- --nocapture
+soak: servers ## Random faults under load, every answer judged; then a transaction of a million rows
+	WALCACHE_SOAK_SECONDS=$(SOAK_SECONDS) $(if $(SEED),WALCACHE_SOAK_SEED=$(SEED)) $(CARGO) test --test it $(ARGS) \
+	    -- --nocapture random_faults racing_fills
+	$(CARGO) test --test it -- --ignored --nocapture a_million_rows
 
 servers: ## Install Postgres, wal2json and Redis where they are missing
 	@scripts/install-servers

@@ -11,8 +11,15 @@ SELECT c.oid AS oid,
        ) AS row_security,
        -- Inheritance by hand, not partitions.
        c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_children,
-       -- Changes when the table leaves a publication and comes back: changes in between were not in the stream.
-       ARRAY(SELECT r.oid::text FROM pg_publication_rel r WHERE r.prrelid = c.oid ORDER BY r.oid) AS published_as,
+       -- Changes when the table, or what it is a partition of, leaves a publication and comes back, and when the
+       -- publication $4 is altered or made anew: changes in between were not in the stream.
+       ARRAY(
+           SELECT r.oid::text FROM pg_publication_rel r
+           WHERE r.prrelid = c.oid OR r.prrelid IN (SELECT a.relid FROM pg_partition_ancestors(c.oid) a)
+           UNION ALL
+           SELECT 'publication ' || p.oid || ' ' || p.xmin FROM pg_publication p WHERE p.pubname = $4
+           ORDER BY 1
+       ) AS published_as,
        ARRAY(SELECT a.relid::oid FROM pg_partition_ancestors(c.oid) a WHERE a.relid <> c.oid) AS ancestors
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -5,23 +5,26 @@
 
 pub mod batch;
 pub mod claim;
+pub mod outage;
+mod second;
+mod writer;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
-use redis::Cmd;
+use redis::aio::MultiplexedConnection;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use self::batch::{Batch, HashedKey, Op};
-use self::claim::{Claim, Position, Scripts, draw};
+use self::batch::Batch;
+use self::claim::{Position, draw};
+use self::outage::Outage;
+use self::second::Second;
 use crate::cache::Hierarchy;
 use crate::entity::{Entity, Generation, Shape};
+use crate::failpoint::{self, Point, Rule};
 use crate::gate::{Gate, GateError};
-use crate::lsn::Lsn;
 use crate::metrics::{ApplyMetrics, Cause, Fenced, ReplicationMetrics};
 use crate::source::SourceError;
 
@@ -76,16 +79,14 @@ pub trait LookUpShape: Send + Sync {
 /// Writes batches to the tiers, as the one leader.
 pub struct Applier<L> {
     hierarchy: Arc<Hierarchy>,
-    scripts: Scripts,
+    second: Second,
     config: Config,
     gate: Gate,
     source: Arc<Client>,
+    /// Cluster, timeline, database and slot.
+    source_id: String,
     shapes: L,
-    claim: Claim,
-    /// The high-water mark in L2.
-    hw: Lsn,
-    /// What L2 has acknowledged as done.
-    done: Lsn,
+    outage: Arc<Outage>,
     metrics: Metrics,
     cancel: CancellationToken,
 }
@@ -99,21 +100,13 @@ pub struct Metrics {
     pub replication: Arc<ReplicationMetrics>,
 }
 
-/// One command of a batch.
-enum Call<'a> {
-    /// Put the newest images of an entity's keys.
-    Put(usize, Vec<Put<'a>>),
-    /// Drop keys.
-    Drop(Vec<&'a [u8]>),
-}
-
-/// A key's newest image.
-#[derive(Clone, Copy)]
-struct Put<'a> {
-    key: &'a HashedKey,
-    lsn: Lsn,
-    generation: Generation,
-    text: &'a [u8],
+impl Metrics {
+    /// Everything cached became unservable.
+    fn new_generation(&self, hierarchy: &Hierarchy) {
+        for entity in &hierarchy.entities {
+            self.apply.invalidations(entity.id, Cause::Generation, 1);
+        }
+    }
 }
 
 /// What a leader needs to start.
@@ -130,6 +123,8 @@ pub struct Start<'a, L> {
     pub position: Position<'a>,
     /// The catalog.
     pub shapes: L,
+    /// How long L2 may be away.
+    pub outage: Arc<Outage>,
     /// Where to report.
     pub metrics: Metrics,
     /// Ends retries.
@@ -137,24 +132,31 @@ pub struct Start<'a, L> {
 }
 
 impl<L: LookUpShape> Applier<L> {
-    /// Claims L2, which may take until Redis is back. The slot must be held already: of two leaders the one that
-    /// streams has the higher epoch.
+    /// Claims L2. While Redis is away, that takes as long as is tolerated; then the leader goes on without it. The slot
+    /// must be held already: of two leaders the one that streams has the higher epoch.
     ///
     /// # Errors
     /// If another leads, the source fails, or the daemon stops.
     pub async fn start(start: Start<'_, L>) -> Result<Self, ApplyError> {
-        let scripts = Scripts::default();
-        let claim = claim_until(&start.hierarchy, &scripts, &start.source, &start.position, &start.cancel).await?;
+        let second = Second::open(&start).await?;
+        if second.started_over() {
+            start.metrics.new_generation(&start.hierarchy);
+        }
+        if let (Some(why), false) = (start.position.broken, second.is_claimed()) {
+            let generation = draw(&start.source, start.hierarchy.newest_generation()).await?;
+            warn!(generation = generation.0, reason = why, "starting a new generation of what is cached in process");
+            start.hierarchy.restart(start.position.applied, generation);
+            start.metrics.new_generation(&start.hierarchy);
+        }
         Ok(Applier {
-            hw: claim.takeover,
-            done: claim.done,
             hierarchy: start.hierarchy,
-            scripts,
+            second,
             config: start.config,
             gate: start.gate,
             source: start.source,
+            source_id: start.position.source.to_owned(),
             shapes: start.shapes,
-            claim,
+            outage: start.outage,
             metrics: start.metrics,
             cancel: start.cancel,
         })
@@ -165,7 +167,7 @@ impl<L: LookUpShape> Applier<L> {
     /// # Errors
     /// If another leads, the source fails, or the daemon stops. What was not confirmed then comes again.
     pub async fn apply(&mut self, batch: Batch) -> Result<(), ApplyError> {
-        if !batch.xids.is_empty() {
+        if !batch.xids.is_empty() && !failpoint::is_off(Rule::Gate) {
             let cancel = self.cancel.clone();
             let began = Instant::now();
             tokio::select! {
@@ -181,126 +183,106 @@ impl<L: LookUpShape> Applier<L> {
                 l1.fence().raise(key.hash, op.lsn);
             }
         }
+        failpoint::reached(Point::BeforeWrite);
         if let Err(e) = self.write(&batch).await {
-            match e {
-                ApplyError::WentBack => {
-                    self.metrics.apply.fenced(Fenced::Lost);
-                    self.hierarchy.l2.distrust();
-                }
-                ApplyError::Fenced => self.metrics.apply.fenced(Fenced::Epoch),
-                // The readers' connection may lead to the same server: one that failed over, or has become a replica.
-                ApplyError::L2(_) => self.hierarchy.l2.give_up(),
-                _ => {}
-            }
+            self.note(&e);
             return Err(e);
         }
+        failpoint::reached(Point::BeforeConfirm);
         if let Some(lsn) = batch.progress {
-            self.hierarchy.l2.acknowledge(self.done);
+            if self.second.acknowledge() {
+                self.outage.over();
+            }
             self.hierarchy.watermark.advance(lsn);
         }
         self.observe(&batch, began);
         Ok(())
     }
 
-    /// Writes everything, and at last that it is done.
     async fn write(&mut self, batch: &Batch) -> Result<(), ApplyError> {
-        self.hw = batch.progress.unwrap_or_default().max(batch.high).max(self.hw);
-        let done = batch.progress.filter(|lsn| *lsn > self.done);
         for id in &batch.reshape {
-            self.reshape(*id).await?;
+            self.reshape_now(*id).await?;
         }
         for id in &batch.raise {
-            let generation = draw(&self.source).await?;
+            let generation = draw(&self.source, self.hierarchy.newest_generation()).await?;
             let entity = self.hierarchy.entities[*id].clone();
-            self.claim.raise(&self.hierarchy, &self.scripts, &entity, generation).await?;
+            self.second.raise(&entity, generation).await?;
             info!(
                 entity = entity.name,
                 generation = generation.0,
                 "starting a new generation: the table was truncated"
             );
         }
-        let calls = self.calls(batch);
-        if let (Some(lsn), [call @ Call::Put(..)]) = (done, &calls[..]) {
-            // The usual small batch: its one script says itself that it is done.
-            self.send(self.command(call, Some(lsn))).await?;
-        } else {
-            // Their order does not matter: each key is in one of them.
-            let mut sent = FuturesUnordered::new();
-            for call in &calls {
-                if sent.len() >= self.config.in_flight {
-                    sent.next().await.transpose()?;
-                }
-                sent.push(self.send(self.command(call, None)));
-            }
-            while let Some(written) = sent.next().await {
-                written?;
-            }
-            drop(sent);
-            if let Some(lsn) = done {
-                // Only when all else was acknowledged.
-                let fields = [("hw", self.hw), ("done", lsn)].map(|(f, lsn)| (f.to_owned(), lsn.hex16().to_vec()));
-                self.claim.set(&self.hierarchy, &self.scripts, Some(self.done), &fields).await?;
-            }
-        }
-        self.done = done.unwrap_or(self.done);
-        Ok(())
+        self.second.write(&self.hierarchy.entities, batch).await
     }
 
-    /// Cuts a batch into calls of a bounded number of keys.
-    fn calls<'b>(&self, batch: &'b Batch) -> Vec<Call<'b>> {
-        let mut puts: Vec<Vec<Put<'_>>> = vec![Vec::new(); self.hierarchy.entities.len()];
-        let mut drops: Vec<&[u8]> = Vec::new();
-        for (key, Op { entity, lsn, image }) in &batch.ops {
-            match image {
-                Some((generation, text)) => puts[*entity].push(Put { key, lsn: *lsn, generation: *generation, text }),
-                None => drops.push(&key.key),
+    /// What a failed write says of L2.
+    fn note(&self, error: &ApplyError) {
+        let Some(l2) = &self.hierarchy.l2 else { return };
+        match error {
+            ApplyError::WentBack => {
+                self.metrics.apply.fenced(Fenced::Lost);
+                l2.distrust();
             }
-        }
-        let size = self.config.script_keys;
-        let mut calls: Vec<Call<'_>> = drops.chunks(size).map(|keys| Call::Drop(keys.to_vec())).collect();
-        for (entity, puts) in puts.iter().enumerate() {
-            // One call is of one generation; it rarely changes within a batch.
-            for puts in puts.chunk_by(|a, b| a.generation == b.generation) {
-                calls.extend(puts.chunks(size).map(|puts| Call::Put(entity, puts.to_vec())));
+            ApplyError::Fenced => {
+                self.metrics.apply.fenced(Fenced::Epoch);
+                // Another leads, and tells nobody of the generations that it starts.
+                l2.distrust();
             }
-        }
-        calls
-    }
-
-    fn command(&self, call: &Call<'_>, done: Option<Lsn>) -> Cmd {
-        match call {
-            Call::Put(entity, puts) => self.put(*entity, puts, done),
-            // An invalidation needs no script: a miss is always right, whoever causes it.
-            Call::Drop(keys) => redis::cmd("UNLINK").arg(keys).take(),
+            ApplyError::L2(_) => {
+                self.outage.failed();
+                // The readers' connection may lead to the same server: one that failed over, or has become a replica.
+                l2.give_up();
+            }
+            _ => {}
         }
     }
 
-    fn put(&self, entity: usize, puts: &[Put<'_>], done: Option<Lsn>) -> Cmd {
-        let entity = &self.hierarchy.entities[entity];
-        let mut cmd = self.scripts.apply.command(puts.len() + 1);
-        cmd.arg(&self.hierarchy.l2.fence_key);
-        for put in puts {
-            cmd.arg(&put.key.key);
-        }
-        cmd.arg(&self.claim.epoch).arg(&self.done.hex16()).arg(&self.hw.hex16()).arg(&self.claim.takeover.hex16());
-        cmd.arg(entity.ttl.as_millis() as u64).arg(u8::from(entity.populate));
-        match done {
-            Some(lsn) => cmd.arg(&lsn.hex16()),
-            None => cmd.arg(""),
+    /// Makes everything unservable that is cached of an entity, or of all; says in which generation they are now.
+    ///
+    /// # Errors
+    /// As [`Applier::apply`].
+    pub async fn resync(&mut self, entity: Option<usize>) -> Result<Generation, ApplyError> {
+        let generation = draw(&self.source, self.hierarchy.newest_generation()).await?;
+        let entities = match entity {
+            Some(id) => &self.hierarchy.entities[id..=id],
+            None => &self.hierarchy.entities[..],
         };
-        // All of one generation: see `calls`.
-        let generation = puts.first().map(|put| put.generation).unwrap_or_default();
-        let least = puts.iter().map(|put| put.lsn).min().unwrap_or_default();
-        cmd.arg(&generation.hex16()).arg(&least.hex16());
-        for put in puts {
-            cmd.arg(put.text);
+        let raised = match entity {
+            Some(id) => self.second.raise(&self.hierarchy.entities[id], generation).await,
+            None => self.second.raise_all(entities, generation).await,
+        };
+        raised.inspect_err(|e| self.note(e))?;
+        for entity in entities {
+            self.metrics.apply.invalidations(entity.id, Cause::Generation, 1);
         }
-        cmd
+        let name = entity.map(|id| self.hierarchy.entities[id].name.as_str());
+        info!(entity = name, generation = generation.0, "starting a new generation: an operator asked for it");
+        Ok(generation)
     }
 
-    async fn send(&self, cmd: Cmd) -> Result<(), ApplyError> {
-        let mut connection = self.claim.connection.clone();
-        self.scripts.apply.run(&mut connection, &cmd).await?;
+    /// Waits until an L2 that was away can be connected to; for ever if it is not away.
+    pub async fn l2_returned(&mut self) -> MultiplexedConnection {
+        self.second.returned().await
+    }
+
+    /// Claims an L2 that is back.
+    ///
+    /// # Errors
+    /// If another leads, or the source fails.
+    pub async fn rejoin(&mut self, connection: MultiplexedConnection) -> Result<(), ApplyError> {
+        let position = Position {
+            source: &self.source_id,
+            applied: self.hierarchy.watermark.load(),
+            broken: None,
+            missed: self.second.missed(),
+        };
+        if self.second.rejoin(connection, &self.hierarchy, &self.source, self.config, &position).await? {
+            self.outage.claimed();
+            if self.second.started_over() {
+                self.metrics.new_generation(&self.hierarchy);
+            }
+        }
         Ok(())
     }
 
@@ -309,6 +291,10 @@ impl<L: LookUpShape> Applier<L> {
     /// # Errors
     /// If L2 or the source fails.
     pub async fn reshape(&mut self, id: usize) -> Result<(), ApplyError> {
+        self.reshape_now(id).await.inspect_err(|e| self.note(e))
+    }
+
+    async fn reshape_now(&mut self, id: usize) -> Result<(), ApplyError> {
         let entity = self.hierarchy.entities[id].clone();
         let shape = match self.shapes.look_up(&self.source, &entity).await? {
             Ok(shape) if entity.is_servable() && shape == *entity.shape() => return Ok(()),
@@ -317,17 +303,23 @@ impl<L: LookUpShape> Applier<L> {
             Err(why) => {
                 // Its reads go to the database from now on, and nothing that is cached is served again.
                 entity.set_servable(false);
-                let generation = draw(&self.source).await?;
-                self.claim.raise(&self.hierarchy, &self.scripts, &entity, generation).await?;
+                let generation = draw(&self.source, self.hierarchy.newest_generation()).await?;
+                self.second.raise(&entity, generation).await?;
+                self.metrics.apply.invalidations(id, Cause::Ddl, 1);
                 error!(entity = entity.name, %why, "the entity is not cached any more; run `walcache check`");
                 return Ok(());
             }
         };
-        let generation = draw(&self.source).await?;
+        // Before the shape is replaced: whoever fails in between would leave it with the old generation, and the next
+        // look would find nothing changed. Events up to where the log ends now may be of the old shape, which their
+        // relation's columns do not always tell.
+        entity.set_images_after(claim::insert_position(&self.source).await?);
+        let generation = draw(&self.source, self.hierarchy.newest_generation()).await?;
         // The shape first: see `Entity::reshape`.
         entity.reshape(shape);
-        self.claim.raise(&self.hierarchy, &self.scripts, &entity, generation).await?;
+        self.second.raise(&entity, generation).await?;
         entity.set_servable(true);
+        self.metrics.apply.invalidations(id, Cause::Ddl, 1);
         info!(
             entity = entity.name,
             generation = generation.0,
@@ -361,36 +353,5 @@ fn label(cause: crate::plan::Cause) -> Cause {
         crate::plan::Cause::Toast => Cause::Toast,
         crate::plan::Cause::Opaque => Cause::Opaque,
         crate::plan::Cause::Shape => Cause::Ddl,
-    }
-}
-
-/// Claims L2, again and again while Redis is away.
-async fn claim_until(
-    hierarchy: &Hierarchy,
-    scripts: &Scripts,
-    source: &Client,
-    position: &Position<'_>,
-    cancel: &CancellationToken,
-) -> Result<Claim, ApplyError> {
-    let mut backoff = crate::retry::forever(Duration::from_millis(50), Duration::from_secs(2));
-    let mut said = false;
-    loop {
-        let attempt = tokio::select! {
-            attempt = claim::claim(hierarchy, scripts, source, position) => attempt,
-            () = cancel.cancelled() => return Err(ApplyError::Cancelled),
-        };
-        match attempt {
-            Err(ApplyError::L2(e)) => {
-                if !said {
-                    warn!(error = %e, "claim L2: trying again until it answers");
-                    said = true;
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(backoff.next()) => {}
-                    () = cancel.cancelled() => return Err(ApplyError::Cancelled),
-                }
-            }
-            other => return other,
-        }
     }
 }

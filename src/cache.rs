@@ -10,10 +10,12 @@
 //! - every answer carries two LSNs: what is certainly in it, and what is certainly not beyond it ([`answer`]).
 
 pub mod answer;
+pub mod bound;
 pub mod fence;
 pub mod fill;
 pub mod l1;
 pub mod l2;
+pub mod permits;
 pub mod rows;
 pub mod watermark;
 
@@ -22,11 +24,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::answer::{Answer, Demand, Outcome, ReadError};
+use self::bound::{Belief, Bound, Doubt};
 use self::fill::{Fetched, Filler};
 use self::l1::L1;
 use self::l2::L2;
 use self::watermark::Watermark;
-use crate::entity::{Entity, EntryKey};
+use crate::entity::{Entity, EntryKey, Generation};
 use crate::entry::{self, Stored};
 use crate::lsn::Lsn;
 use crate::metrics::{CacheMetrics, Lookup, Tier};
@@ -37,8 +40,8 @@ pub struct Hierarchy {
     pub entities: Vec<Arc<Entity>>,
     /// The in-process tier, if configured.
     pub l1: Option<L1>,
-    /// The Redis tier.
-    pub l2: Arc<L2>,
+    /// The Redis tier, if configured.
+    pub l2: Option<Arc<L2>>,
     /// How far everything has been applied.
     pub watermark: Watermark,
 }
@@ -53,22 +56,32 @@ impl Hierarchy {
         self.watermark.advance(lsn);
     }
 
-    /// Starts over at `lsn`, which may be smaller than before. Every entity's generation was raised.
-    pub fn restart(&self, lsn: Lsn) {
+    /// The highest generation of any entity, as far as this process knows.
+    pub fn newest_generation(&self) -> Generation {
+        self.entities.iter().map(|entity| entity.generation()).max().unwrap_or_default()
+    }
+
+    /// Starts over at `lsn`, which may be smaller than before, in a new generation of every entity.
+    ///
+    /// A watermark of before, which may be larger, must not go with the new generation: that value would seem newer than
+    /// all events to come. So whoever fetches a value takes the generation first and then the watermark, and here it is
+    /// the other way round. The fence goes last: until then it refuses too much, which does no harm.
+    pub fn restart(&self, lsn: Lsn, generation: Generation) {
+        self.watermark.restart(lsn);
+        for entity in &self.entities {
+            entity.raise(generation);
+        }
         if let Some(l1) = &self.l1 {
             l1.fence().clear();
         }
-        self.watermark.restart(lsn);
     }
 }
 
-/// How far behind the hierarchy may be.
-#[derive(Debug, Clone, Copy)]
+/// What readers are promised, and how long they wait for it.
+#[derive(Debug, Clone)]
 pub struct Freshness {
-    /// Hits are marked as stale when the watermark was last current longer ago than this.
-    pub stale_after: Duration,
-    /// Tiers are bypassed when it was last current longer ago than this.
-    pub max_staleness: Duration,
+    /// How stale answers may be, by entity.
+    pub bounds: Vec<Bound>,
     /// How long a read with a demanded LSN waits for the watermark, unless it says otherwise.
     pub min_lsn_wait: Duration,
     /// The longest that it may say.
@@ -87,13 +100,6 @@ pub struct Cache {
 /// Hash of a value's JSON text, equal on every instance.
 pub fn etag(value: Option<&[u8]>) -> u64 {
     xxhash_rust::xxh3::xxh3_64(value.unwrap_or(b"null"))
-}
-
-/// How far a reader may believe the tiers now.
-struct Belief {
-    /// The watermark before the lookup.
-    watermark: Lsn,
-    stale: Option<Duration>,
 }
 
 impl Cache {
@@ -120,7 +126,7 @@ impl Cache {
 
     /// Reads L1 only.
     pub fn read_l1(&self, entity: &Entity, key: &EntryKey, demand: &Demand) -> Option<Answer> {
-        let belief = self.belief(entity, demand)?;
+        let belief = self.belief(entity, demand).ok()?;
         if demand.min_lsn.is_some_and(|min| belief.watermark < min) {
             return None;
         }
@@ -133,19 +139,21 @@ impl Cache {
     /// # Errors
     /// If Postgres was needed and did not answer.
     pub async fn read(&self, entity: &Arc<Entity>, key: EntryKey, demand: Demand) -> Result<Answer, ReadError> {
-        let Some(belief) = self.awaited_belief(entity, &demand).await else {
-            return self.read_source(entity, key, &demand).await;
+        let belief = match self.awaited_belief(entity, &demand).await {
+            Ok(belief) => belief,
+            Err(doubt) => return self.read_source(entity, key, &demand, doubt).await,
         };
         // Whoever calls has asked L1 before, but not in vain if the watermark had to be waited for.
         if let Some(answer) = demand.min_lsn.and_then(|_| self.lookup_l1(entity, &key, &belief)) {
             return Ok(answer);
         }
-        if let Ok(mut found) = self.hierarchy.l2.get(&[key.redis()]).await
+        if let Some(l2) = &self.hierarchy.l2
+            && let Ok(mut found) = l2.get(&[key.redis()]).await
             && let Some(answer) = self.accept(entity, &key, found.pop().flatten(), &belief).await
         {
             return Ok(answer);
         }
-        self.fill(entity, key, &belief).await
+        self.fill(entity, key, &demand, &belief).await
     }
 
     /// Reads many values of one entity; the results are in the order of the keys.
@@ -158,15 +166,18 @@ impl Cache {
         keys: Vec<EntryKey>,
         demand: Demand,
     ) -> Vec<Result<Answer, ReadError>> {
-        let Some(belief) = self.awaited_belief(entity, &demand).await else {
-            let reads = keys.into_iter().map(|key| self.read_source(entity, key, &demand));
-            return futures_util::future::join_all(reads).await;
+        let belief = match self.awaited_belief(entity, &demand).await {
+            Ok(belief) => belief,
+            Err(doubt) => {
+                let reads = keys.into_iter().map(|key| self.read_source(entity, key, &demand, doubt));
+                return futures_util::future::join_all(reads).await;
+            }
         };
         let mut answers: Vec<Option<Answer>> = keys.iter().map(|k| self.lookup_l1(entity, k, &belief)).collect();
         let missing: Vec<usize> = (0..keys.len()).filter(|i| answers[*i].is_none()).collect();
-        if !missing.is_empty() {
+        if let Some(l2) = self.hierarchy.l2.as_ref().filter(|_| !missing.is_empty()) {
             let names: Vec<&str> = missing.iter().map(|i| keys[*i].redis()).collect();
-            if let Ok(found) = self.hierarchy.l2.get(&names).await {
+            if let Ok(found) = l2.get(&names).await {
                 for (i, stored) in missing.into_iter().zip(found) {
                     answers[i] = self.accept(entity, &keys[i], stored, &belief).await;
                 }
@@ -175,38 +186,35 @@ impl Cache {
         // What is still missing goes to Postgres together.
         let reads = answers.into_iter().zip(keys).map(async |(answer, key)| match answer {
             Some(answer) => Ok(answer),
-            None => self.fill(entity, key, &belief).await,
+            None => self.fill(entity, key, &demand, &belief).await,
         });
         futures_util::future::join_all(reads).await
     }
 
-    /// `None` if the tiers must not be asked: the reader wants Postgres, the entity's changes are not followed, or
-    /// replication has not run yet or is too far behind.
-    fn belief(&self, entity: &Entity, demand: &Demand) -> Option<Belief> {
-        if demand.fresh || !entity.is_servable() {
-            return None;
+    /// Why the tiers must not be asked, or how far what they have may be believed.
+    fn belief(&self, entity: &Entity, demand: &Demand) -> Result<Belief, Doubt> {
+        if demand.fresh {
+            return Err(Doubt::Asked);
         }
-        // The watermark first: what moves it afterwards only makes the answer newer than it says.
-        let watermark = self.hierarchy.watermark.load();
-        let staleness = self.hierarchy.watermark.staleness()?;
-        if staleness > self.freshness.max_staleness {
-            return None;
+        if !entity.is_servable() {
+            return Err(Doubt::Unservable);
         }
-        Some(Belief { watermark, stale: (staleness > self.freshness.stale_after).then_some(staleness) })
+        let bound = &self.freshness.bounds[entity.id];
+        // The generation first: see `Hierarchy::restart`.
+        Belief::new(entity.generation(), &self.hierarchy.watermark, bound, demand)
     }
 
-    /// As [`Cache::belief`], after waiting for the demanded LSN; `None` if that did not come in time.
-    async fn awaited_belief(&self, entity: &Entity, demand: &Demand) -> Option<Belief> {
-        let mut belief = self.belief(entity, demand)?;
-        if let Some(min) = demand.min_lsn.filter(|min| belief.watermark < *min) {
-            let patience = demand.wait.unwrap_or(self.freshness.min_lsn_wait).min(self.freshness.min_lsn_wait_max);
-            if !self.hierarchy.watermark.reached(min, patience).await {
-                return None;
-            }
-            // LSNs may have started over meanwhile.
-            belief = self.belief(entity, demand).filter(|belief| belief.watermark >= min)?;
+    /// As [`Cache::belief`], after waiting for the demanded LSN.
+    async fn awaited_belief(&self, entity: &Entity, demand: &Demand) -> Result<Belief, Doubt> {
+        let belief = self.belief(entity, demand)?;
+        let Some(min) = demand.min_lsn.filter(|min| belief.watermark < *min) else { return Ok(belief) };
+        let patience = demand.wait.unwrap_or(self.freshness.min_lsn_wait).min(self.freshness.min_lsn_wait_max);
+        if !self.hierarchy.watermark.reached(min, patience).await {
+            return Err(Doubt::Behind);
         }
-        Some(belief)
+        let belief = self.belief(entity, demand)?;
+        // LSNs may have started over meanwhile.
+        if belief.watermark >= min { Ok(belief) } else { Err(Doubt::Behind) }
     }
 
     fn lookup_l1(&self, entity: &Entity, key: &EntryKey, belief: &Belief) -> Option<Answer> {
@@ -242,52 +250,115 @@ impl Cache {
             return None;
         };
         // See `entry`: a value of a transaction that is still being applied may be one that was never committed.
-        if label.generation < generation || (label.split && belief.watermark < label.lo) {
+        if label.generation != generation || (label.split && belief.watermark < label.lo) {
             self.metrics[entity.id].lookup(Tier::L2, Lookup::Miss);
             return None;
         }
-        let result = if belief.stale.is_some() { Lookup::Stale } else { Lookup::Hit };
+        let Ok(stale) = belief.judge() else {
+            // L2 has taken its time.
+            self.metrics[entity.id].lookup(Tier::L2, Lookup::Miss);
+            return None;
+        };
+        let result = if stale.is_some() { Lookup::Stale } else { Lookup::Hit };
         self.metrics[entity.id].lookup(Tier::L2, result);
         let etag = etag(value.as_deref());
-        self.hierarchy.keep(entity, key, value.clone(), etag, belief.watermark, &label).await;
+        let basis = (belief.generation, belief.watermark);
+        self.hierarchy.keep(entity, key, value.clone(), etag, basis, label.hi).await;
         Some(Answer {
             value,
             etag,
             outcome: Outcome::HitL2,
-            stale: belief.stale,
+            stale,
             applied: belief.watermark,
             read: belief.watermark.max(label.hi),
         })
     }
 
-    async fn fill(&self, entity: &Arc<Entity>, key: EntryKey, belief: &Belief) -> Result<Answer, ReadError> {
-        let fetched = self.filler.fetch(entity, key, false, belief.watermark).await?;
+    async fn fill(
+        &self,
+        entity: &Arc<Entity>,
+        key: EntryKey,
+        demand: &Demand,
+        belief: &Belief,
+    ) -> Result<Answer, ReadError> {
+        let fetched = self.filler.fetch(entity, key.clone(), false, belief.watermark).await?;
         if fetched.outcome != Outcome::HitL2 {
             self.metrics[entity.id].lookup(Tier::Source, Lookup::Hit);
+            return Ok(answer(fetched, None));
         }
-        Ok(self.answer(fetched, belief.stale))
+        // L2 had it after all.
+        match belief.judge() {
+            Ok(stale) => Ok(answer(fetched, stale)),
+            Err(doubt) => self.read_source(entity, key, demand, doubt).await,
+        }
     }
 
     /// Reads Postgres itself.
-    async fn read_source(&self, entity: &Arc<Entity>, key: EntryKey, demand: &Demand) -> Result<Answer, ReadError> {
+    async fn read_source(
+        &self,
+        entity: &Arc<Entity>,
+        key: EntryKey,
+        demand: &Demand,
+        doubt: Doubt,
+    ) -> Result<Answer, ReadError> {
         self.metrics[entity.id].lookup(Tier::Source, Lookup::Bypass);
         // No flight that has already started may be joined: the row's newest state is wanted.
-        let fetched = self.filler.fetch(entity, key, true, Lsn::from_u64(u64::MAX)).await?;
+        let fetched = self.filler.fetch(entity, key, true, Lsn::from_u64(u64::MAX)).await;
+        let fetched = fetched.map_err(|error| match (error, doubt) {
+            (error @ (ReadError::SourceUnavailable | ReadError::SourceTimeout(_)), Doubt::TooStale { age, limit }) => {
+                ReadError::TooStale { age, limit, why: Box::new(error) }
+            }
+            (error, _) => error,
+        })?;
         match demand.min_lsn.filter(|min| fetched.hi < *min) {
             Some(demanded) => Err(ReadError::LsnAhead { demanded, current: fetched.hi }),
-            None => Ok(self.answer(fetched, None)),
+            // What came from Postgres just now is not stale, however far replication is behind.
+            None => Ok(answer(fetched, None)),
         }
     }
+}
 
-    fn answer(&self, fetched: Fetched, stale: Option<Duration>) -> Answer {
-        Answer {
-            value: fetched.value,
-            etag: fetched.etag,
-            outcome: fetched.outcome,
-            // What came from Postgres just now is not stale, however far replication is behind.
-            stale: stale.filter(|_| fetched.outcome == Outcome::HitL2),
-            applied: fetched.as_of,
-            read: fetched.as_of.max(fetched.hi),
-        }
+fn answer(fetched: Fetched, stale: Option<Duration>) -> Answer {
+    Answer {
+        value: fetched.value,
+        etag: fetched.etag,
+        outcome: fetched.outcome,
+        stale,
+        applied: fetched.as_of,
+        read: fetched.as_of.max(fetched.hi),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::entity::{OnChange, Shape};
+
+    #[test]
+    fn a_watermark_of_before_never_goes_with_a_generation_of_after() {
+        const TOP: u64 = 1 << 40;
+        let shape = Shape { table_oid: 1, columns: vec![], key: vec![], whole_row: true, version: 0 };
+        let table = ("public".into(), "rows".into());
+        let entity = Entity::new(0, "row".into(), table, OnChange::Refresh, Duration::MAX, false, "", shape);
+        let hierarchy =
+            Hierarchy { entities: vec![Arc::new(entity)], l1: None, l2: None, watermark: Watermark::default() };
+        hierarchy.restart(Lsn::from_u64(TOP), Generation(0));
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Each failover goes to a shorter timeline.
+                for n in 1..=200_000 {
+                    hierarchy.restart(Lsn::from_u64(TOP - n), Generation(n));
+                }
+                done.store(true, Ordering::Release);
+            });
+            while !done.load(Ordering::Acquire) {
+                let generation = hierarchy.entities[0].generation();
+                let watermark = hierarchy.watermark.load();
+                assert!(watermark.as_u64() <= TOP - generation.0, "{watermark} of before in {generation:?}");
+            }
+        });
     }
 }

@@ -1,4 +1,5 @@
-//! What the source's catalog says: whether everything that walcache needs is there, and the shapes of its entities.
+//! What the source's catalog says: whether everything that walcache needs is there, and the shapes of its entities. And
+//! whether Redis is one that can be L2.
 //!
 //! [`inspect`] only reads. Each [`Finding`] carries the SQL that mends it; those with a [`Phase`] are what
 //! `walcache setup` applies, in the order of the phases, so `check` and `setup` cannot disagree.
@@ -6,6 +7,7 @@
 mod finding;
 mod identity;
 mod publication;
+mod redis;
 mod server;
 mod slot;
 mod table;
@@ -18,6 +20,7 @@ use crate::entity::Shape;
 use crate::source::{SourceError, SourceUrl};
 
 pub use finding::{Finding, Phase, Severity};
+pub use redis::inspect_l2;
 
 use finding::Findings;
 
@@ -61,7 +64,10 @@ pub async fn inspect(client: &Client, config: &Config) -> Result<Inspection, Sou
     server::check_own_schema(client, &server, url.user(), &mut findings).await?;
     let mut tables = Vec::with_capacity(config.entities.len());
     for entity in &config.entities {
-        tables.push(table::inspect(client, entity, (server.role_oid, url.user()), &mut findings).await?);
+        tables.push(
+            table::inspect(client, entity, (server.role_oid, url.user()), &config.source.publication, &mut findings)
+                .await?,
+        );
     }
     publication::check(client, config, &tables, &mut findings).await?;
     slot::check(slot.as_ref(), &config.source, url.dbname(), &mut findings);
@@ -79,7 +85,8 @@ pub async fn resolve(client: &Client, config: &Config, entity: &EntityConfig) ->
         query_one(client, "read role", "SELECT oid, rolname::text FROM pg_roles WHERE rolname = current_user", &[]);
     let role = role.await?;
     let mut findings = Findings::default();
-    let table = table::inspect(client, entity, (role.get(0), role.get(1)), &mut findings).await?;
+    let table =
+        table::inspect(client, entity, (role.get(0), role.get(1)), &config.source.publication, &mut findings).await?;
     let tables = [table];
     publication::check(client, config, &tables, &mut findings).await?;
     let [table] = tables;

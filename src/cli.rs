@@ -1,11 +1,15 @@
 //! Arguments to calls, and results to exit codes: 0 done, 1 a check failed, 2 usage, 69 unavailable, 77 permission,
 //! 78 configuration.
 
+mod admin;
 mod check;
 mod demo;
+mod explain;
 mod failure;
 mod log;
+mod resync;
 mod setup;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,6 +42,12 @@ enum Verb {
     Check(check::Arguments),
     /// Print, or apply, the SQL that the database needs before `run`.
     Setup(setup::Arguments),
+    /// Compare cached entries with Postgres, through the running daemon; wrong ones are made unservable.
+    Verify(verify::Arguments),
+    /// Show what each tier and Postgres hold for a key, and how that goes together.
+    Explain(explain::Arguments),
+    /// Make everything unservable that is cached of an entity, or of all: reads fill it from Postgres anew.
+    Resync(resync::Arguments),
     /// Show it at work, with private servers, data, writers and readers. Needs no configuration.
     Demo(demo::Arguments),
 }
@@ -53,18 +63,29 @@ pub fn main() -> ExitCode {
 }
 
 async fn dispatch(cli: Cli) -> ExitCode {
-    let json = matches!(&cli.verb, Verb::Check(arguments) if arguments.json);
+    let json = match &cli.verb {
+        Verb::Check(arguments) => arguments.json,
+        Verb::Verify(arguments) => arguments.json,
+        Verb::Explain(arguments) => arguments.json,
+        Verb::Resync(arguments) => arguments.json,
+        Verb::Run | Verb::Setup(_) | Verb::Demo(_) => false,
+    };
     act(&cli).await.unwrap_or_else(|failure| failure.report(json))
 }
 
 async fn act(cli: &Cli) -> Result<ExitCode, Failure> {
     match &cli.verb {
         Verb::Run => {
-            crate::daemon::run(load(cli)?).await?;
+            let config = load(cli)?;
+            crate::failpoint::configure()?;
+            crate::daemon::run(config).await?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::Check(arguments) => check::run(arguments, &load(cli)?).await,
         Verb::Setup(arguments) => setup::run(arguments, &load(cli)?).await,
+        Verb::Verify(arguments) => verify::run(arguments, &arguments.target.connect(cli)?).await,
+        Verb::Explain(arguments) => explain::run(arguments, &arguments.target.connect(cli)?).await,
+        Verb::Resync(arguments) => resync::run(arguments, &arguments.target.connect(cli)?).await,
         Verb::Demo(arguments) => demo::run(arguments, cli.log_format).await,
     }
 }

@@ -19,8 +19,8 @@ pub(crate) use error::nearest;
 pub use error::{ConfigError, Violation};
 pub use secret::{Secret, redact};
 pub use sections::{
-    AdminConfig, ApplyConfig, EntityConfig, FreshnessConfig, HttpConfig, L1Config, L2Config, LogConfig, LogFormat,
-    Plugin, SourceConfig,
+    AdminConfig, ApplyConfig, AuditConfig, EntityConfig, FreshnessConfig, HttpConfig, L1Config, L2Config, LogConfig,
+    LogFormat, Plugin, SourceConfig,
 };
 pub use table_name::{ParseTableNameError, TableName};
 
@@ -34,14 +34,17 @@ pub struct Config {
     pub apply: ApplyConfig,
     /// The cache in this process's memory.
     pub l1: L1Config,
-    /// The cache in Redis.
-    pub l2: L2Config,
+    /// The cache in Redis; `None`: L1 and Postgres only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub l2: Option<L2Config>,
     /// What readers are promised, and for how long they wait for it.
     pub freshness: FreshnessConfig,
     /// The listener that serves reads.
     pub http: HttpConfig,
     /// The listener for operators: health, metrics, status.
     pub admin: AdminConfig,
+    /// Comparing what is cached with Postgres.
+    pub audit: AuditConfig,
     /// Logging.
     pub log: LogConfig,
     /// The kinds of cached things.
@@ -88,7 +91,10 @@ impl Config {
 
     fn read_secrets(&mut self, folder: &Path) -> Result<(), ConfigError> {
         read_secret("source", &mut self.source.url, self.source.url_file.as_deref(), folder)?;
-        read_secret("l2", &mut self.l2.url, self.l2.url_file.as_deref(), folder)
+        match &mut self.l2 {
+            Some(l2) => read_secret("l2", &mut l2.url, l2.url_file.as_deref(), folder),
+            None => Ok(()),
+        }
     }
 }
 

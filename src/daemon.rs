@@ -5,8 +5,10 @@
 //! stop:  not ready -> last batch applied and confirmed -> requests drained, within the grace period
 //! ```
 
+mod commands;
 mod error;
 mod housekeeping;
+mod operate;
 mod pipeline;
 mod replicate;
 mod session;
@@ -22,21 +24,27 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::apply::outage::{Bound, Outage};
+use crate::audit::{self, Auditor};
 use crate::cache::answer::{Answer, Demand, ReadError};
+use crate::cache::bound;
 use crate::cache::fill::Filler;
 use crate::cache::l1::L1;
 use crate::cache::l2::{self, L2};
+use crate::cache::permits::Permits;
 use crate::cache::rows::Rows;
 use crate::cache::watermark::Watermark;
 use crate::cache::{Cache, Freshness, Hierarchy};
 use crate::catalog;
-use crate::config::Config;
+use crate::config::{Config, EntityConfig, L2Config};
 use crate::entity::{Entity, EntryKey, Shape};
-use crate::metrics::{ApplyMetrics, CacheMetrics, InstanceMetrics, ReplicationMetrics};
+use crate::metrics::{ApplyMetrics, AuditMetrics, CacheMetrics, FillMetrics, InstanceMetrics, ReplicationMetrics};
 use crate::serve::{self, Limits, Listener, Reads};
 use crate::source::{self, SourceError, Verdict};
 
+use commands::Commands;
 pub use error::DaemonError;
+use operate::{Catalogued, Operator};
 use status::Status;
 
 /// How long one statement of the daemon's own may take, in the catalog or for an epoch.
@@ -53,6 +61,9 @@ struct Context {
     metrics: crate::apply::Metrics,
     instance: Arc<InstanceMetrics>,
     status: Arc<Status>,
+    /// Since when L2 fails, across sessions of the stream.
+    outage: Arc<Outage>,
+    commands: Commands,
 }
 
 /// A running daemon.
@@ -80,16 +91,18 @@ impl Daemon {
         let http = Listener::bind(&config.http.listen.to_string(), "http").await?;
         let admin = Listener::bind(&config.admin.listen.to_string(), "admin").await?;
         let addresses = (http.address(), admin.address());
-        let status = Arc::new(Status::new(prometheus.clone(), &config));
+        let status = Arc::new(Status::new(prometheus.clone(), &config, stop.clone()));
         let grace = config.http.grace;
         let mut tasks = JoinSet::new();
         let limits = limits(&config);
         let admin_limits = Limits { max_connections: ADMIN_CONNECTIONS, ..limits };
         // First, so that probes are answered while the source is waited for; and last to go.
         let admin_stop = CancellationToken::new();
+        let operator = Arc::new(Operator::default());
         let admin_task = tokio::spawn({
-            let (health, stop) = (status.clone(), admin_stop.clone());
-            async move { admin.serve(move || serve::admin::service(&health), admin_limits, stop).await }
+            let (routes, stop) =
+                (serve::admin::Admin::new(status.clone(), operator.clone(), limits), admin_stop.clone());
+            async move { admin.serve(move || serve::admin::service(&routes), admin_limits, stop).await }
         });
         let shapes = inspect(&config, &stop).await?;
         let context = Arc::new(context(config, shapes, status)?);
@@ -98,21 +111,32 @@ impl Daemon {
         let cache_metrics: Arc<Vec<CacheMetrics>> =
             Arc::new(config.entities.iter().map(|e| CacheMetrics::new(&e.name)).collect());
         let pool = source::pool(&config.source)?;
-        let rows = Rows::new(pool.clone(), config.source.fill_timeout);
+        let permits = Permits::new(config.source.max_fills, config.entities.len(), FillMetrics::new());
+        let rows = Rows::new(pool.clone(), permits, config.source.fill_timeout);
         let hierarchy = context.hierarchy.clone();
         let filler = Filler::new(hierarchy.clone(), rows, config.source.max_waiting_fills, cache_metrics.clone());
+        let auditor = Auditor::new(
+            hierarchy.clone(),
+            filler.clone(),
+            Catalogued::new(context.clone()),
+            audit::Config { rate: config.audit.rate, wait: config.audit.wait, patience: config.source.fill_timeout },
+            AuditMetrics::new(),
+        );
+        operator.attach(context.clone(), auditor.clone());
         let cache = Cache::new(hierarchy.clone(), filler, freshness(config), cache_metrics);
-        context.status.attach(hierarchy.clone(), context.metrics.replication.clone());
+        context.status.attach(hierarchy.clone(), context.metrics.replication.clone(), context.outage.clone());
 
         // Connections to L2 stay up until the last batch is applied.
         let l2_stop = CancellationToken::new();
-        tasks.spawn({
-            let (l2, instance, stop) = (hierarchy.l2.clone(), context.instance.clone(), l2_stop.clone());
-            async move {
-                l2.keep_connected(instance, stop).await;
+        if let Some(l2) = hierarchy.l2.clone() {
+            let (entities, instance, stop) = (hierarchy.entities.clone(), context.instance.clone(), l2_stop.clone());
+            tasks.spawn(async move {
+                l2.keep_connected(entities, instance, stop).await;
                 Ok(())
-            }
-        });
+            });
+        } else {
+            info!("there is no [l2]: values are cached in this process only");
+        }
         tasks.spawn({
             let (context, stop) = (context.clone(), stop.clone());
             async move {
@@ -130,6 +154,13 @@ impl Daemon {
                 // The admin listener drains in its own time; it has nothing to lose.
                 let _ = admin_task.await;
                 served.map_err(DaemonError::Serve)
+            }
+        });
+        tasks.spawn({
+            let stop = stop.clone();
+            async move {
+                auditor.run(stop).await;
+                Ok(())
             }
         });
         tasks.spawn({
@@ -223,7 +254,11 @@ async fn inspect(config: &Config, stop: &CancellationToken) -> Result<Vec<Shape>
             let client = source::connect(&config.source, Some(STATEMENT_TIMEOUT)).await?;
             catalog::inspect(&client, config).await
         };
-        match attempt.await {
+        // The server's own limit on statements does not help where the way to it is silent.
+        let after = config.source.dead_after;
+        let attempt = tokio::time::timeout(after, attempt).await;
+        let late = |_| Err(SourceError::Timeout { what: "inspect the source database", after });
+        match attempt.unwrap_or_else(late) {
             Ok(inspection) if inspection.is_ok() => {
                 for finding in &inspection.findings {
                     warn!(code = finding.code, remedy = finding.remedy, "{} {}", finding.subject, finding.what);
@@ -248,27 +283,44 @@ fn context(config: Config, shapes: Vec<Shape>, status: Arc<Status>) -> Result<Co
     let entities: Vec<Arc<Entity>> = (config.entities.iter().zip(shapes).enumerate())
         .map(|(id, (e, shape))| {
             let table = (e.table.schema.clone(), e.table.name.clone());
-            let prefix = &config.l2.prefix;
+            let prefix = config.l2.as_ref().map_or("", |l2| &l2.prefix);
             Arc::new(Entity::new(id, e.name.clone(), table, e.on_change, e.ttl, e.populate, prefix, shape))
         })
         .collect();
-    let l2 = L2::new(l2::Config {
-        url: config.l2.url.expose().to_owned(),
-        prefix: config.l2.prefix.clone(),
-        response_timeout: config.l2.response_timeout,
-        connect_timeout: config.l2.connect_timeout,
-        lease_ttl: config.l2.lease_ttl,
-        lease_wait: config.l2.lease_wait,
-    })
-    .map_err(DaemonError::L2Url)?;
+    let l2 = match &config.l2 {
+        Some(l2) => Some(Arc::new(L2::new(connection(l2)).map_err(DaemonError::L2Url)?)),
+        None => None,
+    };
+    // Without L2 it is never looked at.
+    let backlog = config.l2.clone().unwrap_or_default();
+    let outage = Outage::new(Bound { max_backlog: backlog.max_backlog, max_backlog_age: backlog.max_backlog_age });
     let l1 = config.l1.enabled.then(|| L1::new(config.l1.max_size));
     let names = || config.entities.iter().map(|e| e.name.as_str());
     let metrics = crate::apply::Metrics {
         apply: Arc::new(ApplyMetrics::new(names())),
         replication: Arc::new(ReplicationMetrics::new(names())),
     };
-    let hierarchy = Arc::new(Hierarchy { entities, l1, l2: Arc::new(l2), watermark: Watermark::default() });
-    Ok(Context { config, hierarchy, metrics, instance: Arc::new(InstanceMetrics::new()), status })
+    let hierarchy = Arc::new(Hierarchy { entities, l1, l2, watermark: Watermark::default() });
+    Ok(Context {
+        config,
+        hierarchy,
+        metrics,
+        instance: Arc::new(InstanceMetrics::new()),
+        status,
+        outage: Arc::new(outage),
+        commands: Commands::default(),
+    })
+}
+
+fn connection(l2: &L2Config) -> l2::Config {
+    l2::Config {
+        url: l2.url.expose().to_owned(),
+        prefix: l2.prefix.clone(),
+        response_timeout: l2.response_timeout,
+        connect_timeout: l2.connect_timeout,
+        lease_ttl: l2.lease_ttl,
+        lease_wait: l2.lease_wait,
+    }
 }
 
 fn limits(config: &Config) -> Limits {
@@ -283,9 +335,12 @@ fn limits(config: &Config) -> Limits {
 
 fn freshness(config: &Config) -> Freshness {
     let f = &config.freshness;
+    let of = |entity: &EntityConfig| {
+        let max_staleness = entity.max_staleness.unwrap_or(f.max_staleness);
+        bound::Bound::new(f.stale_after, max_staleness, entity.past_max_staleness.unwrap_or(f.past_max_staleness))
+    };
     Freshness {
-        stale_after: f.stale_after,
-        max_staleness: f.max_staleness,
+        bounds: config.entities.iter().map(of).collect(),
         min_lsn_wait: f.min_lsn_wait,
         min_lsn_wait_max: f.min_lsn_wait_max,
     }

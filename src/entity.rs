@@ -21,6 +21,17 @@ pub enum OnChange {
     Invalidate,
 }
 
+/// What becomes of hits while replication is further behind than the bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PastBound {
+    /// They are not given: Postgres is read.
+    #[default]
+    Bypass,
+    /// They are given, and marked as stale.
+    Serve,
+}
+
 /// A generation of an entity's entries: those of an older one than the entity's are never served. Drawn from the
 /// sequence `walcache.epoch`, which outlives any Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -94,6 +105,8 @@ pub struct Entity {
     shape: ArcSwap<Shape>,
     generation: AtomicU64,
     servable: AtomicBool,
+    reshaping: AtomicBool,
+    images_after: AtomicU64,
 }
 
 impl Entity {
@@ -122,6 +135,8 @@ impl Entity {
             shape: ArcSwap::from_pointee(shape),
             generation: AtomicU64::new(0),
             servable: AtomicBool::new(true),
+            reshaping: AtomicBool::new(false),
+            images_after: AtomicU64::new(0),
         }
     }
 
@@ -133,7 +148,14 @@ impl Entity {
     /// Replaces the shape after DDL. The generation is raised afterwards, and whoever makes a value reads the
     /// generation before the shape: so a value of the old shape never bears the new generation.
     pub fn reshape(&self, shape: Shape) {
+        self.reshaping.store(true, Ordering::Release);
         self.shape.store(Arc::new(shape));
+    }
+
+    /// Whether the shape was replaced and the generation does not stand for it yet: values of the old shape are still
+    /// served, while Postgres is asked for the new one.
+    pub fn is_reshaping(&self) -> bool {
+        self.reshaping.load(Ordering::Acquire)
     }
 
     /// The generation that stands.
@@ -151,9 +173,22 @@ impl Entity {
         self.servable.store(servable, Ordering::Release);
     }
 
-    /// Raises the generation, which makes all older entries unservable here at once. L2's fence must know it before.
+    /// Events up to here may be of a shape before this one, whose values read otherwise: they drop entries, and do not
+    /// refresh them.
+    pub fn images_after(&self) -> Lsn {
+        Lsn::from_u64(self.images_after.load(Ordering::Acquire))
+    }
+
+    /// Sets [`Entity::images_after`] to where the log ended after the shape was looked up, before the generation that
+    /// stands for the shape is raised.
+    pub fn set_images_after(&self, lsn: Lsn) {
+        self.images_after.store(lsn.as_u64(), Ordering::Release);
+    }
+
+    /// Raises the generation, which makes all older entries unservable here at once.
     pub fn raise(&self, generation: Generation) {
         self.generation.fetch_max(generation.0, Ordering::AcqRel);
+        self.reshaping.store(false, Ordering::Release);
     }
 
     /// Reads a key as a request spells it.
@@ -162,6 +197,13 @@ impl Entity {
     /// See [`Key::from_request`].
     pub fn key(&self, segment: &str) -> Result<EntryKey, crate::key::KeyError> {
         Key::from_request(segment, &self.shape.load().key).map(|key| self.entry_key(key))
+    }
+
+    /// The entry whose full key in Redis this is; `None` if no read can reach it: the key is another's, or none that
+    /// this entity's keys are spelled as.
+    pub fn stored_key(&self, redis: &str) -> Option<EntryKey> {
+        let key = redis.strip_prefix(&self.redis_prefix)?;
+        Key::from_stored(key, &self.shape.load().key).map(|key| self.entry_key(key))
     }
 
     /// The entry of a canonical key.

@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::time::timeout;
 use tokio_postgres::{Client, Statement};
 
 const SNAPSHOT: &str = include_str!("../sql/snapshot.sql");
@@ -52,23 +53,28 @@ pub enum GateError {
     /// `pg_current_snapshot()` gave something else.
     #[error("read the snapshot of the primary: unexpected form {0:?}")]
     Form(String),
+    /// The connection is open and nothing comes.
+    #[error("read the snapshot of the primary: no answer within {0:?}")]
+    Silent(Duration),
 }
 
 /// The gate, with a connection of its own to the primary.
 pub struct Gate {
     client: Client,
     statement: Statement,
+    patience: Duration,
     last: Option<Snapshot>,
 }
 
 impl Gate {
-    /// A gate over a connection.
+    /// A gate over a connection, which counts as dead when a snapshot takes longer than `patience`: nobody else asks
+    /// anything there, so nobody else would notice.
     ///
     /// # Errors
     /// If the connection fails.
-    pub async fn new(client: Client) -> Result<Gate, GateError> {
+    pub async fn new(client: Client, patience: Duration) -> Result<Gate, GateError> {
         let statement = client.prepare(SNAPSHOT).await?;
-        Ok(Gate { client, statement, last: None })
+        Ok(Gate { client, statement, patience, last: None })
     }
 
     /// Waits until new snapshots see all these transactions. One poll is enough for a whole batch of old ones.
@@ -95,10 +101,25 @@ impl Gate {
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
             polls += 1;
-            let row = self.client.query_one(&self.statement, &[]).await?;
-            let text: &str = row.try_get(0)?;
-            self.last = Some(Snapshot::parse(text).ok_or_else(|| GateError::Form(text.to_owned()))?);
+            self.last = Some(self.snapshot().await?);
         }
+    }
+
+    /// Waits until every transaction that runs now has ended. A slot that was just made streams commits from some point
+    /// on; one that lies before it may still be hidden, and no event will ever tell of it.
+    ///
+    /// # Errors
+    /// If the connection fails.
+    pub async fn outlast(&mut self) -> Result<(), GateError> {
+        let running = self.snapshot().await?.in_progress;
+        self.pass(&running).await
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, GateError> {
+        let row = timeout(self.patience, self.client.query_one(&self.statement, &[])).await;
+        let row = row.map_err(|_| GateError::Silent(self.patience))??;
+        let text: &str = row.try_get(0)?;
+        Snapshot::parse(text).ok_or_else(|| GateError::Form(text.to_owned()))
     }
 }
 

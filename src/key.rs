@@ -120,6 +120,23 @@ impl Key {
         String::from_utf8(key).map(|key| Key(key.into_boxed_str())).map_err(|_| KeyError::Encoding)
     }
 
+    /// Reads back a key as it stands in Redis; `None` if no request's key is brought to this form.
+    pub fn from_stored(encoded: &str, columns: &[KeyColumn]) -> Option<Key> {
+        if encoded.len() > MAX_KEY_BYTES || encoded.split(',').count() != columns.len() {
+            return None;
+        }
+        let mut again = Vec::with_capacity(encoded.len());
+        for (i, (part, column)) in encoded.split(',').zip(columns).enumerate() {
+            let text = decode(part).ok()?;
+            let canonical = column.key_type.canonical(&text)?;
+            if i > 0 {
+                again.push(b',');
+            }
+            push_part(&mut again, canonical.as_bytes());
+        }
+        (again == encoded.as_bytes()).then(|| Key(encoded.into()))
+    }
+
     /// The encoded key.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -352,6 +369,17 @@ mod tests {
         assert!(matches!(Key::from_request("a", &columns), Err(KeyError::Parts { found: 1, wanted: 2, .. })));
         let long = "x".repeat(MAX_KEY_BYTES + 1);
         assert_eq!(Key::from_request(&format!("{long},3"), &columns), Err(KeyError::TooLong));
+    }
+
+    #[test]
+    fn only_keys_that_requests_reach_are_read_back() {
+        let columns = [column(KeyType::Text), column(KeyType::Integer(0, 99))];
+        for stored in ["a,3", "a/b%2Cc,42", ",0", "%25,7", "é,1", "%0A,1"] {
+            assert_eq!(Key::from_stored(stored, &columns).unwrap().as_str(), stored);
+        }
+        for foreign in ["a", "a,03", "a,x", "a,3,4", "a%2c,3", "%41,3", "\n,3", "%,3", "%00,3", "a,100"] {
+            assert_eq!(Key::from_stored(foreign, &columns), None, "{foreign}");
+        }
     }
 
     proptest! {

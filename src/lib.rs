@@ -10,10 +10,13 @@
 //! - [`capture`] owns the replication connection; [`decode`] turns its bytes into changes; [`plan`] turns changes into
 //!   effects on entries; [`gate`] waits until transactions are visible; [`apply`] performs the effects
 //! - [`cache`] is the read path, [`serve`] its HTTP API
+//! - [`audit`] compares what the tiers hold with Postgres: in the background, and when asked
 //! - [`daemon`] composes the stages
+//! - [`failpoint`] is where tests kill the daemon, or take a rule of the protocol away; not in release builds
 //! - [`catalog`] and [`setup`] look after the source database; [`demo`] shows it all on servers of its own ([`sandbox`])
 
 pub mod apply;
+pub mod audit;
 pub mod cache;
 pub mod capture;
 pub mod catalog;
@@ -25,6 +28,7 @@ pub mod decode;
 pub mod demo;
 pub mod entity;
 pub mod entry;
+pub mod failpoint;
 pub mod gate;
 pub mod key;
 pub mod lsn;

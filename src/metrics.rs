@@ -16,7 +16,7 @@ use warp::http::StatusCode;
 
 use crate::lsn::Lsn;
 
-pub use label::{Cause, Fenced, Fill, Lookup, Op, Route, Tier};
+pub use label::{Audit, Cause, Fenced, Fill, Lookup, Op, Route, Tier};
 
 const BUILD_INFO: &str = "walcache_build_info";
 const REPLICATION_CONNECTED: &str = "walcache_replication_connected";
@@ -33,6 +33,9 @@ const FENCED_WRITES: &str = "walcache_fenced_writes_total";
 const CACHE_INVALIDATIONS: &str = "walcache_cache_invalidations_total";
 const CACHE_REQUESTS: &str = "walcache_cache_requests_total";
 const FILLS: &str = "walcache_fills_total";
+const FILLS_RUNNING: &str = "walcache_fills_running";
+const FILLS_WAITING: &str = "walcache_fills_waiting";
+const AUDIT_CHECKS: &str = "walcache_audit_checks_total";
 const L2_TRUSTED: &str = "walcache_l2_trusted";
 const LEADER: &str = "walcache_leader";
 const DB_POOL_AVAILABLE: &str = "walcache_db_pool_available";
@@ -89,7 +92,7 @@ fn describe() {
     describe_gauge!(
         REPLICATION_LAG_SECONDS,
         Unit::Seconds,
-        "Age of the oldest state that a cached answer may show; NaN before replication has caught up once."
+        "Time since what is applied was certainly current: since the newest heartbeat that came back through the stream was sent; NaN before the first."
     );
     describe_counter!(REPLICATION_EVENTS, "Row changes and truncations received of committed transactions.");
     describe_counter!(REPLICATION_TRANSACTIONS, "Transactions received that touched a published table.");
@@ -110,6 +113,9 @@ fn describe() {
     describe_counter!(CACHE_INVALIDATIONS, "Entries, or whole entities, made unservable, by cause.");
     describe_counter!(CACHE_REQUESTS, "Lookups by tier and result.");
     describe_counter!(FILLS, "Values read from the source, by what became of them.");
+    describe_gauge!(FILLS_RUNNING, Unit::Count, "Keys that are being read from the source.");
+    describe_gauge!(FILLS_WAITING, Unit::Count, "Reads that wait for the source, those of running fills included.");
+    describe_counter!(AUDIT_CHECKS, "Cached entries compared with Postgres, by tier and result.");
     describe_gauge!(L2_TRUSTED, "1 while answers from Redis are used.");
     describe_gauge!(LEADER, "1 while this instance holds the slot and applies events.");
     describe_gauge!(DB_POOL_AVAILABLE, Unit::Count, "Idle connections in the pool for fills.");
@@ -261,6 +267,48 @@ impl CacheMetrics {
     }
 }
 
+/// How much is being read from the source.
+#[derive(Clone)]
+pub struct FillMetrics {
+    /// Keys that are being read.
+    pub running: Gauge,
+    /// Reads that wait, those of the running fills included.
+    pub waiting: Gauge,
+}
+
+impl FillMetrics {
+    /// Handles. Both begin at zero.
+    #[allow(clippy::new_without_default, reason = "it registers metrics, which a default should not")]
+    pub fn new() -> Self {
+        let metrics = FillMetrics { running: gauge!(FILLS_RUNNING), waiting: gauge!(FILLS_WAITING) };
+        metrics.running.set(0.0);
+        metrics.waiting.set(0.0);
+        metrics
+    }
+}
+
+/// Metrics of audits.
+pub struct AuditMetrics {
+    /// Of L1, then of L2.
+    checks: [[Counter; Audit::ALL.len()]; 2],
+}
+
+impl AuditMetrics {
+    /// Handles.
+    #[allow(clippy::new_without_default, reason = "it registers metrics, which a default should not")]
+    pub fn new() -> Self {
+        let check = |tier, result| counter!(AUDIT_CHECKS, "tier" => tier, "result" => result);
+        AuditMetrics { checks: ["l1", "l2"].map(|tier| Audit::ALL.map(|(_, result)| check(tier, result))) }
+    }
+
+    /// Counts a check of an entry in L1 or L2; the source is not checked.
+    pub fn check(&self, tier: Tier, result: Audit) {
+        if let Some(results) = self.checks.get(tier as usize) {
+            results[result as usize].increment(1);
+        }
+    }
+}
+
 /// Metrics of the instance's standing.
 pub struct InstanceMetrics {
     l2_trusted: Gauge,
@@ -347,6 +395,8 @@ mod tests {
             let cache = CacheMetrics::new("product");
             cache.lookup(Tier::L2, Lookup::Stale);
             cache.fill(Fill::Voided, 1);
+            FillMetrics::new().running.increment(3.0);
+            AuditMetrics::new().check(Tier::L2, Audit::Finding);
             InstanceMetrics::new().leader(true);
             HttpMetrics::default().observe(Route::Read, StatusCode::OK, Duration::from_micros(20));
             HttpMetrics::default().observe(Route::Other, StatusCode::IM_A_TEAPOT, Duration::from_micros(20));
@@ -366,6 +416,10 @@ mod tests {
             "walcache_cache_invalidations_total{entity=\"product\",cause=\"toast\"} 2",
             "walcache_cache_requests_total{tier=\"l2\",entity=\"product\",result=\"stale\"} 1",
             "walcache_fills_total{entity=\"product\",result=\"voided\"} 1",
+            "walcache_fills_running 3",
+            "walcache_fills_waiting 0",
+            "walcache_audit_checks_total{tier=\"l2\",result=\"finding\"} 1",
+            "walcache_audit_checks_total{tier=\"l1\",result=\"ok\"} 0",
             "walcache_leader 1",
             "walcache_l2_trusted 0",
             "walcache_http_requests_total{route=\"read\",code=\"200\"} 1",
@@ -381,6 +435,7 @@ mod tests {
     #[test]
     fn label_values_stand_in_the_order_of_their_variants() {
         assert!(Op::ALL.iter().enumerate().all(|(i, (op, _))| *op as usize == i));
+        assert!(Audit::ALL.iter().enumerate().all(|(i, (audit, _))| *audit as usize == i));
         assert!(Cause::ALL.iter().enumerate().all(|(i, (cause, _))| *cause as usize == i));
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! [http]  Listener -> hyper -> Hits --(L1 has it)--> Reads
 //!                                \--(the rest)-----> warp routes -> read | batch -> Reads
-//! [admin] Listener -> hyper -> warp routes -> Health
+//! [admin] Listener -> hyper -> warp routes -> Health | Operate
 //! ```
 //!
 //! A hit in L1 is answered without a boxed future, a span or a lookup of a metric. Everything a client can do wrong
@@ -13,6 +13,7 @@
 pub mod admin;
 pub mod api;
 mod batch;
+mod cache_control;
 mod headers;
 mod listener;
 mod problem;

@@ -198,9 +198,14 @@ impl Assembler {
                     batch.invalidations.push((entity, cause));
                     batch.add(key, Op { entity, lsn, image: None });
                 }
-                Effect::Raise { entity } if !batch.raise.contains(&entity) => batch.raise.push(entity),
+                Effect::Raise { entity } => {
+                    batch.forget_images(entity);
+                    if !batch.raise.contains(&entity) {
+                        batch.raise.push(entity);
+                    }
+                }
                 Effect::Reshape { entity } if !batch.reshape.contains(&entity) => batch.reshape.push(entity),
-                Effect::Raise { .. } | Effect::Reshape { .. } => {}
+                Effect::Reshape { .. } => {}
             }
         }
         open.bytes = 0;
@@ -208,6 +213,14 @@ impl Assembler {
 }
 
 impl Batch {
+    /// The table was emptied: what it held before in the same transaction was never committed, and what it held after
+    /// earlier ones is gone.
+    fn forget_images(&mut self, entity: usize) {
+        for op in self.ops.values_mut().filter(|op| op.entity == entity) {
+            op.image = None;
+        }
+    }
+
     fn add(&mut self, key: Vec<u8>, op: Op) {
         self.bytes += key.len() + op.image.as_ref().map_or(0, |(_, text)| text.len()) + size_of::<(HashedKey, Op)>();
         // An effect tells all there is to tell of its key, so the newest one replaces what waited before. Its generation
@@ -272,6 +285,33 @@ mod tests {
         );
         assert_eq!((batch.xids, batch.high), (vec![1, 2], Lsn::from_u64(300)));
         assert_eq!(batch.progress.unwrap(), Lsn::from_u64(300));
+    }
+
+    #[test]
+    fn what_was_written_before_a_truncate_is_not_written() {
+        let mut assembler = Assembler::new(LIMITS);
+        assembler.begin(1, Lsn::from_u64(150), 0);
+        let mut other = put("other", "1");
+        if let Effect::Put { entity, .. } = &mut other {
+            *entity = 1;
+        }
+        let raise = || Effect::Raise { entity: 0 };
+        assembler.effects(&mut vec![
+            put("a", "1"),
+            put("b", "1"),
+            other,
+            raise(),
+            put("b", "2"),
+            raise(),
+            put("c", "3"),
+        ]);
+        assembler.commit(Lsn::from_u64(200));
+        let batch = assembler.take();
+        assert_eq!(batch.raise, [0]);
+        let written: Vec<_> =
+            batch.ops.iter().filter(|(_, op)| op.image.is_some()).map(|(key, _)| &key.key[..]).collect();
+        assert_eq!(written, [&b"other"[..], b"c"]);
+        assert_eq!(batch.ops.len(), 4, "the others are dropped, and their cells of the fence raised");
     }
 
     #[test]

@@ -11,13 +11,15 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, Value};
-use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
 use tracing::{info, warn};
 
 use super::ApplyError;
 use crate::cache::Hierarchy;
-use crate::cache::l2::Script;
+use crate::cache::l2::{L2, Script};
 use crate::entity::{Entity, Generation};
+use crate::failpoint::{self, Point};
 use crate::lsn::Lsn;
 use crate::source::SourceError;
 
@@ -39,7 +41,7 @@ impl Default for Scripts {
 }
 
 /// How long the source may take to draw a number, before its connection counts as broken.
-const DRAW_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const DRAW_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The right to write to L2.
 pub struct Claim {
@@ -51,6 +53,8 @@ pub struct Claim {
     pub takeover: Lsn,
     /// What the fence shows as done.
     pub done: Lsn,
+    /// Whether a new generation of everything began with it.
+    pub started_over: bool,
 }
 
 /// What the claimant knows of the stream.
@@ -60,40 +64,74 @@ pub struct Position<'a> {
     /// Everything up to here was applied before, by whomever.
     pub applied: Lsn,
     /// Why the stream cannot be a continuation of what was applied before, if it cannot.
-    pub broken: Option<&'a str>,
+    pub broken: Option<&'static str>,
+    /// Why L2 lacks something of it, if the claimant knows that it does.
+    pub missed: Option<&'static str>,
 }
 
 /// What the source's sequence gives first.
 const FIRST: Generation = Generation(1);
 
-/// Draws the next number from `walcache.epoch`.
+/// Draws the next number from `walcache.epoch`, beyond `above`: a sequence may stand behind what was once drawn from it,
+/// on a promoted standby that lacks its last record, or in a backup that was restored.
 ///
 /// # Errors
 /// If the source database does not give it.
-pub async fn draw(source: &Client) -> Result<Generation, ApplyError> {
-    let row = source.query_one(include_str!("../../sql/draw_epoch.sql"), &[]);
-    let row = tokio::time::timeout(DRAW_TIMEOUT, row).await;
-    let row = row.map_err(|_| SourceError::Timeout { what: "draw an epoch", after: DRAW_TIMEOUT })?;
-    let row = row.map_err(ApplyError::Source)?;
-    let number: i64 = row.try_get(0).map_err(ApplyError::Source)?;
-    Ok(Generation(number as u64))
+pub async fn draw(source: &Client, above: Generation) -> Result<Generation, ApplyError> {
+    let first = ask(source, "draw an epoch", include_str!("../../sql/draw_epoch.sql"), &[]).await?;
+    let first: i64 = first.try_get(0).map_err(ApplyError::Source)?;
+    let missing = (above.0 + 1).saturating_sub(first as u64);
+    if missing == 0 {
+        return Ok(Generation(first as u64));
+    }
+    warn!(drawn = first, above = above.0, "the sequence walcache.epoch stands behind what was drawn from it: going on");
+    let missing = i64::try_from(missing).unwrap_or(i64::MAX);
+    let last = ask(source, "draw epochs", include_str!("../../sql/draw_more.sql"), &[&missing]).await?;
+    Ok(Generation(last.try_get::<_, i64>(0).map_err(ApplyError::Source)? as u64))
 }
 
-/// Connects to L2 and claims its fence. If what stands there is not all that was applied, or belongs to another
+/// Where the source's log ends, with all that is inserted and not flushed yet.
+///
+/// # Errors
+/// If the source database does not tell.
+pub async fn insert_position(source: &Client) -> Result<Lsn, ApplyError> {
+    position(source, include_str!("../../sql/insert_position.sql")).await
+}
+
+/// A position of the source's log.
+pub(super) async fn position(source: &Client, sql: &str) -> Result<Lsn, ApplyError> {
+    let row = ask(source, "read a position of the log", sql, &[]).await?;
+    let text: &str = row.try_get(0).map_err(ApplyError::Source)?;
+    // Postgres prints positions that parse.
+    Ok(text.parse().unwrap_or_default())
+}
+
+async fn ask(source: &Client, what: &'static str, sql: &str, with: &[&(dyn ToSql + Sync)]) -> Result<Row, ApplyError> {
+    let row = tokio::time::timeout(DRAW_TIMEOUT, source.query_one(sql, with)).await;
+    let row = row.map_err(|_| SourceError::Timeout { what, after: DRAW_TIMEOUT })?;
+    row.map_err(ApplyError::Source)
+}
+
+/// Claims L2's fence over a new connection. If what stands there is not all that was applied, or belongs to another
 /// source, everything that is cached becomes unservable: a new generation begins.
 ///
 /// # Errors
 /// [`ApplyError::Fenced`] if a higher epoch stands; else if Redis or the source fails.
 pub async fn claim(
+    mut connection: MultiplexedConnection,
     hierarchy: &Hierarchy,
+    l2: &L2,
     scripts: &Scripts,
     source: &Client,
     position: &Position<'_>,
 ) -> Result<Claim, ApplyError> {
-    let l2 = &hierarchy.l2;
-    let mut connection = l2.connect().await?;
-    // After the connection: an attempt that does not get that far draws nothing.
-    let drawn = draw(source).await?;
+    // After the connection: an attempt that does not get that far draws nothing. Before the fence is claimed, so that
+    // whoever claims it in between with a number drawn later has the higher one.
+    let cmd = redis::cmd("HGETALL").arg(&l2.fence_key).take();
+    let stands: HashMap<String, Vec<u8>> = cmd.query_async(&mut connection).await?;
+    let numbers = stands.iter().filter(|(field, _)| *field == "epoch" || *field == "gen" || field.starts_with("gen:"));
+    let highest = numbers.filter_map(|(_, digits)| Generation::from_hex16(digits)).max().unwrap_or_default();
+    let drawn = draw(source, highest.max(hierarchy.newest_generation())).await?;
     let epoch = drawn.hex16();
     for script in [&scripts.claim, &scripts.fence, &scripts.apply] {
         script.load(&mut connection).await?;
@@ -101,9 +139,10 @@ pub async fn claim(
     let mut cmd = scripts.claim.command(1);
     cmd.arg(&l2.fence_key).arg(&epoch);
     let before = fields(scripts.claim.run(&mut connection, &cmd).await?);
+    failpoint::reached(Point::Claimed);
     let lsn = |field: &str| before.get(field).and_then(|lsn| Lsn::from_hex16(lsn));
     let done = lsn("done").filter(|_| lsn("hw").is_some());
-    let lost = match (position.broken, done) {
+    let lost = match (position.broken.or(position.missed), done) {
         (Some(why), _) => Some(why.to_owned()),
         (None, None) => Some("L2 has no fence: it is new, was emptied or evicted it".to_owned()),
         (None, Some(_)) if before.get("source").map(Vec::as_slice) != Some(position.source.as_bytes()) => {
@@ -114,6 +153,8 @@ pub async fn claim(
         }
         _ => None,
     };
+    // Events up to here may be of a shape before the one that is known now.
+    let seen = insert_position(source).await?;
     let mut set: Vec<(String, Vec<u8>)> = Vec::new();
     let stored = |field: &str| before.get(field).and_then(|g| Generation::from_hex16(g)).unwrap_or_default();
     let mut generations: Vec<(Arc<Entity>, Generation)> = Vec::new();
@@ -123,6 +164,9 @@ pub async fn claim(
         let known = before.get(&shape) == Some(&signature);
         if !known {
             set.push((shape, signature));
+        }
+        if !known || lost.is_some() {
+            entity.set_images_after(seen);
         }
         if lost.is_none() && !known {
             // New here, or its table or configuration has changed since: what may be left of it was not kept up.
@@ -172,26 +216,24 @@ pub async fn claim(
             );
         }
         l2.distrust();
-        for entity in &hierarchy.entities {
-            entity.raise(drawn);
-        }
         if position.broken.is_some() || position.applied < hierarchy.watermark.load() {
-            // LSNs may be smaller than before, after a failover to another timeline also where the slot came along:
-            // no entry is older than its generation now, so the fence starts over.
-            hierarchy.restart(position.applied);
+            // LSNs may be smaller than before, after a failover to another timeline also where the slot came along.
+            hierarchy.restart(position.applied, drawn);
+        } else {
+            hierarchy.entities.iter().for_each(|entity| entity.raise(drawn));
         }
     }
-    let mut claim = Claim { connection, epoch, takeover, done };
-    claim.set(hierarchy, scripts, None, &set).await?;
+    let mut claim = Claim { connection, epoch, takeover, done, started_over: lost.is_some() };
+    claim.set(l2, scripts, None, &set).await?;
     for (entity, generation) in generations {
         entity.raise(generation);
     }
-    l2.claimed(done);
+    l2.claimed(drawn.0, done);
     Ok(claim)
 }
 
 /// Whatever decides how an entity's entries read, for the fence.
-fn signature(entity: &Entity) -> Vec<u8> {
+pub(super) fn signature(entity: &Entity) -> Vec<u8> {
     let what = format!("{}.{} {:016x}", entity.schema, entity.table, entity.shape().signature());
     Lsn::from_u64(crate::entity::hash(what.as_bytes())).hex16().to_vec()
 }
@@ -203,13 +245,13 @@ impl Claim {
     /// [`ApplyError::Fenced`] if another epoch stands; [`ApplyError::WentBack`] if less is done; else if Redis fails.
     pub async fn set(
         &mut self,
-        hierarchy: &Hierarchy,
+        l2: &L2,
         scripts: &Scripts,
         acknowledged: Option<Lsn>,
         fields: &[(String, Vec<u8>)],
     ) -> Result<(), ApplyError> {
         let mut cmd = scripts.fence.command(1);
-        cmd.arg(&hierarchy.l2.fence_key).arg(&self.epoch);
+        cmd.arg(&l2.fence_key).arg(&self.epoch);
         match acknowledged {
             Some(done) => cmd.arg(&done.hex16()),
             None => cmd.arg(""),
@@ -218,26 +260,6 @@ impl Claim {
             cmd.arg(field).arg(value);
         }
         scripts.fence.run(&mut self.connection, &cmd).await?;
-        Ok(())
-    }
-
-    /// Raises an entity's generation, in L2 first. Takes its present shape for what the generation stands for.
-    ///
-    /// # Errors
-    /// As [`Claim::set`].
-    pub async fn raise(
-        &mut self,
-        hierarchy: &Hierarchy,
-        scripts: &Scripts,
-        entity: &Entity,
-        generation: Generation,
-    ) -> Result<(), ApplyError> {
-        let fields = [
-            (format!("gen:{}", entity.name), generation.hex16().to_vec()),
-            (format!("shape:{}", entity.name), signature(entity)),
-        ];
-        self.set(hierarchy, scripts, None, &fields).await?;
-        entity.raise(generation);
         Ok(())
     }
 }

@@ -14,8 +14,13 @@ pub struct Demand {
     /// How long to wait for the watermark to reach `min_lsn` before Postgres is read (`Prefer: wait`); the
     /// configured default if `None`. Bounded by the configuration.
     pub wait: Option<Duration>,
-    /// Read Postgres whatever is cached (`Cache-Control: no-cache`).
+    /// Read Postgres whatever is cached (`Cache-Control: no-cache`, `max-age=0`).
     pub fresh: bool,
+    /// The answer must certainly have been current at most so long ago (`Cache-Control: max-age`).
+    pub max_age: Option<Duration>,
+    /// The configured bound on staleness is relaxed by so much (`Cache-Control: max-stale`); [`Duration::MAX`]: there is
+    /// none. It does not relax `max_age`.
+    pub max_stale: Option<Duration>,
 }
 
 /// Where an answer came from.
@@ -40,7 +45,8 @@ pub struct Answer {
     pub etag: u64,
     /// Where the value came from.
     pub outcome: Outcome,
-    /// Set on hits while replication is further behind than `stale_after`: how long ago the watermark was current.
+    /// Set on hits while replication is further behind than `stale_after`, or than the bound on staleness: how long ago
+    /// the value was certainly current.
     pub stale: Option<Duration>,
     /// Lower bound: everything committed up to here is in the answer (`X-Applied-LSN`).
     pub applied: Lsn,
@@ -52,7 +58,7 @@ pub struct Answer {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// Postgres was needed and cannot be reached.
-    #[error("the value is not cached and the database cannot be reached")]
+    #[error("the database cannot be reached")]
     SourceUnavailable,
     /// Postgres was needed and did not answer in time.
     #[error("the database did not answer within {0:?}")]
@@ -60,6 +66,16 @@ pub enum ReadError {
     /// Too many reads wait for Postgres already.
     #[error("too many reads are waiting for the database")]
     Overloaded,
+    /// What is cached may be older than the reader takes, and Postgres could not be read either.
+    #[error("replication was last current {age:.1?} ago, which is more than {limit:?}, and {why}")]
+    TooStale {
+        /// How long ago what is cached was certainly current.
+        age: Duration,
+        /// The bound of the configuration or of the request.
+        limit: Duration,
+        /// Why Postgres was not read.
+        why: Box<ReadError>,
+    },
     /// The demanded LSN lies ahead of the database itself: it comes from elsewhere, or from before a failover.
     #[error("the demanded LSN {demanded} is ahead of the database, which is at {current}")]
     LsnAhead {

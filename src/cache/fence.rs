@@ -44,6 +44,11 @@ impl Fence {
         }
     }
 
+    /// The last event on the cell of a key.
+    pub fn at(&self, hash: u64) -> Lsn {
+        Lsn::from_u64(self.cell(hash).load(Ordering::Acquire))
+    }
+
     /// Whether a value that was read when the watermark stood at `as_of` is still the newest known for its key.
     pub fn admits(&self, hash: u64, as_of: Lsn) -> bool {
         as_of.as_u64() >= self.cell(hash).load(Ordering::Acquire)

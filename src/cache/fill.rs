@@ -3,28 +3,34 @@
 //! Reads of one key share one flight; flights of one entity that come together share one query. A reader may join a
 //! flight only if the flight reads Postgres after that reader looked at the watermark: else the shared answer could
 //! be older than what the reader's answer says.
+//!
+//! How many keys are under way at a time is limited ([`super::permits`]). The rest wait in a queue, without a lease, so
+//! that nobody waits for them in turn; and each reader only so long.
 
-use std::collections::{HashMap, VecDeque};
+mod behind;
+mod queue;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use self::queue::{Flight, Landing, Queue};
 use super::answer::{Outcome, ReadError};
 use super::l1::Cached;
-use super::l2::Looked;
+use super::l2::{L2, Looked};
+use super::permits::Permit;
 use super::rows::Rows;
 use super::{Hierarchy, etag};
 use crate::entity::{Entity, EntryKey, Generation};
 use crate::entry::{self, Label, Stored};
+use crate::failpoint::{self, Point};
 use crate::lsn::Lsn;
 use crate::metrics::{CacheMetrics, Fill};
 
-/// Queries of one entity that run at a time; more keys wait and go together.
-const MAX_RUNNING: usize = 4;
 /// Keys of one query.
 const MAX_KEYS: usize = 256;
 /// How often somebody else's fill is looked for.
@@ -45,45 +51,6 @@ pub struct Fetched {
     pub hi: Lsn,
 }
 
-type Landing = Option<Result<Fetched, ReadError>>;
-
-/// One key on its way, and those who wait for it.
-struct Flight {
-    key: EntryKey,
-    /// Reads Postgres without asking L2.
-    direct: bool,
-    /// The watermark when it started; [`WAITING`] before.
-    as_of: AtomicU64,
-    landing: watch::Sender<Landing>,
-}
-
-/// A flight that has not started reads after anybody who joins it now.
-const WAITING: u64 = u64::MAX;
-
-#[derive(Default)]
-struct Queue {
-    flights: HashMap<(Box<str>, bool), Arc<Flight>>,
-    waiting: VecDeque<Arc<Flight>>,
-    running: usize,
-}
-
-impl Queue {
-    /// Drops what nobody waits for any more. Receivers are made under the queue's lock: none can be added meanwhile.
-    fn forget_abandoned(&mut self) {
-        let flights = &mut self.flights;
-        self.waiting.retain(|flight| {
-            let wanted = flight.landing.receiver_count() > 0;
-            if !wanted {
-                let name = (flight.key.redis().into(), flight.direct);
-                if flights.get(&name).is_some_and(|known| Arc::ptr_eq(known, flight)) {
-                    flights.remove(&name);
-                }
-            }
-            wanted
-        });
-    }
-}
-
 /// Brings values that L1 does not have.
 pub struct Filler {
     hierarchy: Arc<Hierarchy>,
@@ -91,6 +58,8 @@ pub struct Filler {
     queues: Vec<Mutex<Queue>>,
     waiting: AtomicUsize,
     max_waiting: usize,
+    /// Batches of one entity at a time: more would only wait for each other's connections.
+    max_running: usize,
     metrics: Arc<Vec<CacheMetrics>>,
 }
 
@@ -103,13 +72,14 @@ impl Filler {
         metrics: Arc<Vec<CacheMetrics>>,
     ) -> Arc<Self> {
         let queues = hierarchy.entities.iter().map(|_| Mutex::default()).collect();
-        Arc::new(Filler { hierarchy, rows, queues, waiting: AtomicUsize::new(0), max_waiting, metrics })
+        let max_running = rows.connections_each();
+        Arc::new(Filler { hierarchy, rows, queues, waiting: AtomicUsize::new(0), max_waiting, max_running, metrics })
     }
 
     /// Brings one value, which contains everything committed up to `at_least`. With `direct`, L2 is not asked.
     ///
     /// # Errors
-    /// If Postgres was needed and did not answer, or too many wait already.
+    /// If Postgres was needed and did not answer in time, or too many wait.
     pub async fn fetch(
         self: &Arc<Self>,
         entity: &Arc<Entity>,
@@ -117,13 +87,24 @@ impl Filler {
         direct: bool,
         at_least: Lsn,
     ) -> Result<Fetched, ReadError> {
-        let _place = Place::take(&self.waiting, self.max_waiting)?;
-        let mut landing = self.join(entity, key, direct, at_least);
-        match landing.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(result)) => result.clone(),
-            // The task that flew it was torn down with the runtime.
-            _ => Err(ReadError::SourceUnavailable),
+        let patience = self.rows.timeout();
+        let result = match Place::take(self) {
+            None => Err(ReadError::Overloaded),
+            Some(_place) => {
+                let (flight, mut landing) = self.join(entity, key, direct, at_least);
+                match tokio::time::timeout(patience, landing.wait_for(Option::is_some)).await {
+                    Ok(Ok(landed)) => landed.clone().unwrap_or(Err(ReadError::SourceUnavailable)),
+                    // The task that flew it was torn down with the runtime.
+                    Ok(Err(_)) => Err(ReadError::SourceUnavailable),
+                    Err(_) if !flight.has_started() => Err(ReadError::Overloaded),
+                    Err(_) => Err(ReadError::SourceTimeout(patience)),
+                }
+            }
+        };
+        if matches!(result, Err(ReadError::Overloaded)) {
+            self.metrics[entity.id].fill(Fill::Refused, 1);
         }
+        result
     }
 
     fn join(
@@ -132,66 +113,79 @@ impl Filler {
         key: EntryKey,
         direct: bool,
         at_least: Lsn,
-    ) -> watch::Receiver<Landing> {
+    ) -> (Arc<Flight>, watch::Receiver<Landing>) {
         let mut queue = self.queues[entity.id].lock();
         let name: (Box<str>, bool) = (key.redis().into(), direct);
         if let Some(flight) = queue.flights.get(&name)
-            && flight.as_of.load(Ordering::Acquire) >= at_least.as_u64()
+            && flight.may_be_joined(entity.generation(), at_least)
         {
-            return flight.landing.subscribe();
+            return (flight.clone(), flight.landing.subscribe());
         }
         if queue.waiting.len() >= 2 * self.max_waiting {
             // Readers that went away leave their flights behind. Less than half of these are still waited for.
             queue.forget_abandoned();
         }
         let (landing, receiver) = watch::channel(None);
-        let flight = Arc::new(Flight { key, direct, as_of: AtomicU64::new(WAITING), landing });
+        let flight = Arc::new(Flight::new(key, direct, landing));
         queue.flights.insert(name, flight.clone());
-        queue.waiting.push_back(flight);
-        if queue.running < MAX_RUNNING {
+        queue.waiting.push_back(flight.clone());
+        if queue.running < self.max_running {
             queue.running += 1;
             tokio::spawn(self.clone().run(entity.clone()));
         }
-        receiver
+        (flight, receiver)
     }
 
     /// Takes what waits, as many keys at a time as one query holds, until nothing waits.
     async fn run(self: Arc<Self>, entity: Arc<Entity>) {
         loop {
-            let batch = {
+            // Flights wait in the queue for their permits: there they can still be joined, or abandoned.
+            let wanted = {
                 let mut queue = self.queues[entity.id].lock();
-                queue.forget_abandoned();
-                let count = queue.waiting.len().min(MAX_KEYS);
-                if count == 0 {
+                if queue.waiting.is_empty() {
                     queue.running -= 1;
                     return;
                 }
-                let as_of = self.hierarchy.watermark.load();
-                let batch: Vec<Arc<Flight>> = queue.waiting.drain(..count).collect();
-                for flight in &batch {
-                    flight.as_of.store(as_of.as_u64(), Ordering::Release);
-                }
-                Batch { filler: self.clone(), entity: entity.clone(), as_of, flights: batch }
+                queue.waiting.len().min(MAX_KEYS)
             };
+            let mut permit = self.rows.permits().take(entity.id, wanted).await;
+            let batch = {
+                let mut queue = self.queues[entity.id].lock();
+                let flights = queue.take(permit.keys());
+                if flights.is_empty() {
+                    queue.running -= 1;
+                    return;
+                }
+                // The generation first: see `Hierarchy::restart`. And before the shape, which the query is made from.
+                let generation = entity.generation();
+                let as_of = self.hierarchy.watermark.load();
+                for flight in &flights {
+                    flight.start(generation, as_of);
+                }
+                Batch { filler: self.clone(), entity: entity.clone(), generation, as_of, flights }
+            };
+            permit.shrink(batch.flights.len());
             // In a task of its own: a panic there ends the batch, which lands its flights, and not this loop.
-            let _ = tokio::spawn(batch.fly()).await;
+            let _ = tokio::spawn(batch.fly(permit)).await;
         }
     }
 }
 
 /// A place among those who wait; given back when dropped.
-struct Place<'a>(&'a AtomicUsize);
+struct Place<'a>(&'a Filler);
 
 impl<'a> Place<'a> {
-    fn take(waiting: &'a AtomicUsize, max: usize) -> Result<Self, ReadError> {
-        let place = Place(waiting);
-        if waiting.fetch_add(1, Ordering::AcqRel) < max { Ok(place) } else { Err(ReadError::Overloaded) }
+    fn take(filler: &'a Filler) -> Option<Self> {
+        let place = Place(filler);
+        filler.rows.permits().metrics.waiting.increment(1.0);
+        (filler.waiting.fetch_add(1, Ordering::AcqRel) < filler.max_waiting).then_some(place)
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.0.rows.permits().metrics.waiting.decrement(1.0);
     }
 }
 
@@ -199,6 +193,7 @@ impl Drop for Place<'_> {
 struct Batch {
     filler: Arc<Filler>,
     entity: Arc<Entity>,
+    generation: Generation,
     as_of: Lsn,
     flights: Vec<Arc<Flight>>,
 }
@@ -215,10 +210,15 @@ impl Drop for Batch {
 }
 
 impl Batch {
-    async fn fly(self) {
+    async fn fly(self, mut permit: Permit) {
         let (direct, cached): (Vec<_>, Vec<_>) = self.flights.iter().cloned().partition(|f| f.direct);
-        // Before the shape, which the query is made from.
-        let generation = self.entity.generation();
+        let generation = self.generation;
+        let Some(l2) = &self.filler.hierarchy.l2 else {
+            let miss = self.read(&cached, Outcome::Miss, generation, None, &permit);
+            let bypass = self.read(&direct, Outcome::Bypass, generation, None, &permit);
+            tokio::join!(miss, bypass);
+            return;
+        };
         let mut uncached = direct;
         let mut leased = Vec::new();
         let mut busy = Vec::new();
@@ -226,14 +226,16 @@ impl Batch {
         let lease = format!("{{\"lease\":\"{:016x}\"}}", rand::random::<u64>());
         if !cached.is_empty() {
             let keys: Vec<&str> = cached.iter().map(|f| f.key.redis()).collect();
-            match self.filler.hierarchy.l2.lease(&keys, &lease, generation).await {
+            failpoint::reached(Point::BeforeLease);
+            match l2.lease(&keys, &lease, generation).await {
                 Ok((Some(hw), looked)) => {
                     lo = hw;
+                    failpoint::reached(Point::Leased);
                     for (flight, looked) in cached.iter().zip(looked) {
                         match looked {
                             Looked::Leased => leased.push(flight.clone()),
                             Looked::Stored(text) => match entry::decode(text) {
-                                Stored::Entry(label, value) if self.servable(&label, generation) => {
+                                Stored::Entry(label, value) if self.servable(&label) => {
                                     self.keep(flight, value, label, Outcome::HitL2).await;
                                 }
                                 Stored::Lease => busy.push(flight.clone()),
@@ -246,50 +248,60 @@ impl Batch {
                 Ok((None, _)) | Err(_) => uncached.extend(cached),
             }
         }
-        let fill = async {
-            self.read(&leased, Outcome::Miss, generation, Some(Lease { text: &lease, lo })).await;
-        };
-        let bypass = self.read(&uncached, Outcome::Bypass, generation, None);
-        tokio::join!(fill, bypass, self.wait_for_others(busy, generation));
+        // What L2 had after all is not read.
+        permit.shrink(leased.len() + uncached.len() + busy.len());
+        let lease = Lease { l2, text: &lease, lo };
+        let fill = self.read(&leased, Outcome::Miss, generation, Some(lease), &permit);
+        let bypass = self.read(&uncached, Outcome::Bypass, generation, None, &permit);
+        tokio::join!(fill, bypass, self.wait_for_others(l2, busy, generation, &permit));
     }
 
     /// Whether a stored value may be served. A value of a transaction that was applied in pieces may be one that was
     /// never committed, until the watermark, read before the lookup, has passed all of its pieces.
-    fn servable(&self, label: &Label, generation: Generation) -> bool {
-        label.generation >= generation && (!label.split || self.as_of >= label.lo)
+    fn servable(&self, label: &Label) -> bool {
+        // As of now, not of when the flight started: L2 may have lost writes meanwhile, and have been claimed anew.
+        label.generation == self.entity.generation() && (!label.split || self.as_of >= label.lo)
     }
 
     /// Somebody else fills these: waits for that, then reads through.
-    async fn wait_for_others(&self, mut busy: Vec<Arc<Flight>>, generation: Generation) {
-        let deadline = Instant::now() + self.filler.hierarchy.l2.config.lease_wait;
+    async fn wait_for_others(&self, l2: &L2, mut busy: Vec<Arc<Flight>>, generation: Generation, permit: &Permit) {
+        let deadline = Instant::now() + l2.config.lease_wait;
         while !busy.is_empty() && Instant::now() < deadline {
             tokio::time::sleep(LEASE_POLL).await;
             let keys: Vec<&str> = busy.iter().map(|f| f.key.redis()).collect();
-            let Ok(found) = self.filler.hierarchy.l2.get(&keys).await else { break };
+            let Ok(found) = l2.get(&keys).await else { break };
             let mut still = Vec::new();
             let mut voided = Vec::new();
             for (flight, stored) in busy.into_iter().zip(found) {
                 match stored.map(entry::decode) {
-                    Some(Stored::Entry(label, value)) if self.servable(&label, generation) => {
+                    Some(Stored::Entry(label, value)) if self.servable(&label) => {
                         self.keep(&flight, value, label, Outcome::HitL2).await;
                     }
                     Some(Stored::Lease) => still.push(flight),
                     _ => voided.push(flight),
                 }
             }
-            self.read(&voided, Outcome::Bypass, generation, None).await;
+            self.read(&voided, Outcome::Bypass, generation, None, permit).await;
             busy = still;
         }
-        self.read(&busy, Outcome::Bypass, generation, None).await;
+        self.read(&busy, Outcome::Bypass, generation, None, permit).await;
     }
 
     /// Reads flights' rows from Postgres, publishes them if they hold a lease, and lands them.
-    async fn read(&self, flights: &[Arc<Flight>], outcome: Outcome, generation: Generation, lease: Option<Lease<'_>>) {
+    async fn read(
+        &self,
+        flights: &[Arc<Flight>],
+        outcome: Outcome,
+        generation: Generation,
+        lease: Option<Lease<'_>>,
+        permit: &Permit,
+    ) {
         if flights.is_empty() {
             return;
         }
         let keys: Vec<&EntryKey> = flights.iter().map(|f| &f.key).collect();
-        let rows = match self.filler.rows.read(&self.entity, &keys).await {
+        let since = self.filler.hierarchy.watermark.restarted();
+        let rows = match self.filler.rows.read(&self.entity, &keys, permit, since).await {
             Ok(rows) => rows,
             Err(e) => {
                 self.count(Fill::Error, flights.len());
@@ -305,7 +317,7 @@ impl Batch {
             None => Label { lo: self.as_of, hi: rows.hi, generation, split: false },
         };
         match lease {
-            Some(lease) => self.publish(flights, &rows.values, &label, lease.text).await,
+            Some(lease) => self.publish(flights, &rows.values, &label, &lease).await,
             None => self.count(Fill::Uncached, flights.len()),
         }
         for (flight, value) in flights.iter().zip(rows.values) {
@@ -313,11 +325,13 @@ impl Batch {
         }
     }
 
-    async fn publish(&self, flights: &[Arc<Flight>], values: &[Option<Bytes>], label: &Label, lease: &str) {
+    async fn publish(&self, flights: &[Arc<Flight>], values: &[Option<Bytes>], label: &Label, lease: &Lease<'_>) {
+        failpoint::reached(Point::BeforePublish);
         let texts: Vec<(&str, Vec<u8>)> =
             flights.iter().zip(values).map(|(f, v)| (f.key.redis(), entry::encode(label, v.as_deref()))).collect();
-        match self.filler.hierarchy.l2.publish(&texts, lease, label.hi, self.entity.ttl).await {
+        match lease.l2.publish(&texts, lease.text, label.hi, self.entity.ttl).await {
             Ok(published) => {
+                failpoint::reached(Point::AfterPublish);
                 for (published, value) in published.iter().zip(values) {
                     self.count(
                         match (published, value) {
@@ -341,38 +355,35 @@ impl Batch {
     /// Keeps a value in L1 and hands it to whoever waits.
     async fn keep(&self, flight: &Arc<Flight>, value: Option<Bytes>, label: Label, outcome: Outcome) {
         let etag = etag(value.as_deref());
-        self.filler.hierarchy.keep(&self.entity, &flight.key, value.clone(), etag, self.as_of, &label).await;
+        let basis = (self.generation, self.as_of);
+        self.filler.hierarchy.keep(&self.entity, &flight.key, value.clone(), etag, basis, label.hi).await;
         self.land(flight, Ok(Fetched { value, etag, outcome, as_of: self.as_of, hi: label.hi }));
     }
 
     fn land(&self, flight: &Arc<Flight>, result: Result<Fetched, ReadError>) {
-        let mut queue = self.filler.queues[self.entity.id].lock();
-        let name = (flight.key.redis().into(), flight.direct);
-        if queue.flights.get(&name).is_some_and(|known| Arc::ptr_eq(known, flight)) {
-            queue.flights.remove(&name);
-        }
-        drop(queue);
+        self.filler.queues[self.entity.id].lock().forget(flight);
         flight.landing.send_replace(Some(result));
     }
 }
 
 /// The right to publish a batch's fills.
 struct Lease<'a> {
+    l2: &'a L2,
     text: &'a str,
     /// The high-water mark when it was given.
     lo: Lsn,
 }
 
 impl Hierarchy {
-    /// Puts a value that was fetched when the watermark stood at `as_of` into L1.
+    /// Puts a value into L1 that was fetched after the generation and then the watermark were taken.
     pub async fn keep(
         &self,
         entity: &Entity,
         key: &EntryKey,
         value: Option<Bytes>,
         etag: u64,
-        as_of: Lsn,
-        label: &Label,
+        (generation, as_of): (Generation, Lsn),
+        hi: Lsn,
     ) {
         let Some(l1) = self.l1.as_ref().filter(|_| entity.is_servable()) else { return };
         let cached = Cached {
@@ -380,10 +391,10 @@ impl Hierarchy {
             value,
             etag,
             as_of,
-            hi: label.hi,
-            generation: label.generation,
+            hi,
+            generation,
             expires: Instant::now() + entity.ttl,
         };
-        l1.insert(key.hash, cached).await;
+        l1.insert(entity.id, key.hash, cached);
     }
 }

@@ -8,19 +8,25 @@
 //! only when a whole batch has been written. A server that goes back to a state in the middle of a batch shows the
 //! batch's `hw` and lacks some of its effects, so only `done` proves that nothing was lost.
 
+mod inspect;
+
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, RedisError, Value};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::entity::Generation;
+pub use self::inspect::{Fields, Look};
+use crate::entity::{Entity, Generation};
+use crate::failpoint::{self, Rule};
 use crate::lsn::Lsn;
 use crate::metrics::InstanceMetrics;
 
@@ -116,13 +122,17 @@ pub struct L2 {
     client: Client,
     connection: ArcSwapOption<MultiplexedConnection>,
     broken: Notify,
-    /// Whether a leader has claimed the fence since this process started.
-    claimed: AtomicBool,
+    /// The epoch under which this process has claimed the fence last; 0 before, and while L2 is distrusted.
+    claimed: AtomicU64,
+    /// Held while a connection begins to be trusted, or L2 to be distrusted.
+    trusting: Mutex<()>,
     /// What a trusted fence shows at least as done.
     acknowledged: AtomicU64,
     claims: Notify,
     lease: Script,
     publish: Script,
+    look: Script,
+    drop_same: Script,
 }
 
 impl L2 {
@@ -138,11 +148,14 @@ impl L2 {
             config,
             connection: ArcSwapOption::empty(),
             broken: Notify::new(),
-            claimed: AtomicBool::new(false),
+            claimed: AtomicU64::new(0),
+            trusting: Mutex::default(),
             acknowledged: AtomicU64::new(0),
             claims: Notify::new(),
             lease: Script::new(include_str!("lease.lua")),
             publish: Script::new(include_str!("publish.lua")),
+            look: Script::new(include_str!("l2/look.lua")),
+            drop_same: Script::new(include_str!("l2/drop_same.lua")),
         })
     }
 
@@ -158,11 +171,14 @@ impl L2 {
         self.client.get_multiplexed_async_connection_with_config(&config).await
     }
 
-    /// The leader has claimed the fence, which shows `done` now.
-    pub fn claimed(&self, done: Lsn) {
+    /// The leader has claimed the fence under `epoch`; it shows `done` now.
+    pub fn claimed(&self, epoch: u64, done: Lsn) {
+        let _turn = self.trusting.lock();
         self.acknowledged.store(done.as_u64(), Ordering::Release);
-        self.claimed.store(true, Ordering::Release);
+        self.claimed.store(epoch, Ordering::Release);
         self.claims.notify_one();
+        // It was proved under an older epoch, perhaps to another server.
+        self.give_up();
     }
 
     /// The leader's write of `done` to the fence was acknowledged.
@@ -172,7 +188,8 @@ impl L2 {
 
     /// The leader found that L2 lost writes: nothing there is to be believed until the next claim.
     pub fn distrust(&self) {
-        self.claimed.store(false, Ordering::Release);
+        let _turn = self.trusting.lock();
+        self.claimed.store(0, Ordering::Release);
         self.give_up();
     }
 
@@ -188,27 +205,38 @@ impl L2 {
         self.connection.load().is_some()
     }
 
-    /// Keeps the readers' connection up and proved, until cancelled.
-    pub async fn keep_connected(self: Arc<Self>, metrics: Arc<InstanceMetrics>, cancel: CancellationToken) {
+    /// Keeps the readers' connection up and proved, until cancelled. The entities' generations are raised to what L2's
+    /// fence says.
+    pub async fn keep_connected(
+        self: Arc<Self>,
+        entities: Vec<Arc<Entity>>,
+        metrics: Arc<InstanceMetrics>,
+        cancel: CancellationToken,
+    ) {
         let mut backoff = crate::retry::forever(Duration::from_millis(50), Duration::from_secs(2));
         let mut said = false;
         loop {
             let attempt = async {
-                while !self.claimed.load(Ordering::Acquire) {
-                    self.claims.notified().await;
+                loop {
+                    match self.claimed.load(Ordering::Acquire) {
+                        0 => self.claims.notified().await,
+                        epoch => break self.connect_proved(epoch, &entities).await.map(|c| c.map(|c| (epoch, c))),
+                    }
                 }
-                self.connect_proved().await
             };
             let outcome = tokio::select! {
                 () = cancel.cancelled() => return,
                 outcome = attempt => outcome,
             };
             match outcome {
-                Ok(Some(connection)) => {
-                    self.connection.store(Some(Arc::new(connection)));
-                    if !self.claimed.load(Ordering::Acquire) {
-                        // Distrusted since it was proved, perhaps before there was a connection to give up.
-                        self.give_up();
+                Ok(Some((epoch, connection))) => {
+                    {
+                        // Not if it was distrusted since it was proved, or claimed anew, perhaps on another server.
+                        let _turn = self.trusting.lock();
+                        if self.claimed.load(Ordering::Acquire) != epoch {
+                            continue;
+                        }
+                        self.connection.store(Some(Arc::new(connection)));
                     }
                     metrics.l2_trusted(true);
                     info!("L2 is connected and trusted");
@@ -234,13 +262,28 @@ impl L2 {
         }
     }
 
-    async fn connect_proved(&self) -> Result<Option<MultiplexedConnection>, RedisError> {
+    async fn connect_proved(
+        &self,
+        epoch: u64,
+        entities: &[Arc<Entity>],
+    ) -> Result<Option<MultiplexedConnection>, RedisError> {
         let mut connection = self.connect().await?;
         // Before the fence is read: it may move on meanwhile.
         let acknowledged = Lsn::from_u64(self.acknowledged.load(Ordering::Acquire));
-        let cmd = redis::cmd("HGET").arg(&self.fence_key).arg("done").take();
-        let done: Option<Vec<u8>> = cmd.query_async(&mut connection).await?;
-        Ok(done.and_then(|d| Lsn::from_hex16(&d)).is_some_and(|done| done >= acknowledged).then_some(connection))
+        let cmd = redis::cmd("HGETALL").arg(&self.fence_key).take();
+        let fence: HashMap<String, Vec<u8>> = cmd.query_async(&mut connection).await?;
+        let number = |field: &str| fence.get(field).and_then(|digits| Lsn::from_hex16(digits));
+        let proved = number("done").is_some_and(|done| done >= acknowledged)
+            && number("epoch").is_some_and(|stands| stands.as_u64() >= epoch);
+        if !proved {
+            return Ok(None);
+        }
+        // Another leader may have found that this server lost writes, and started a new generation since.
+        for entity in entities {
+            let stands = number("gen").max(number(&format!("gen:{}", entity.name)));
+            entity.raise(Generation(stands.unwrap_or_default().as_u64()));
+        }
+        Ok(Some(connection))
     }
 
     fn connection(&self) -> Result<MultiplexedConnection, L2Error> {
@@ -257,6 +300,12 @@ impl L2 {
         })
     }
 
+    /// Answers of another form than asked for: whatever is there is not what was proved.
+    fn malformed(&self) -> L2Error {
+        self.give_up();
+        L2Error::Form
+    }
+
     /// What stands at keys.
     ///
     /// # Errors
@@ -271,7 +320,7 @@ impl L2 {
         let cmd = redis::cmd("MGET").arg(keys).take();
         match self.judge(connection.send_packed_command(&cmd).await.and_then(Value::extract_error))? {
             Value::Array(values) if values.len() == keys.len() => values.into_iter().map(bulk).collect(),
-            _ => Err(L2Error::Form),
+            _ => Err(self.malformed()),
         }
     }
 
@@ -291,7 +340,7 @@ impl L2 {
         cmd.arg(&self.fence_key).arg(keys).arg(lease);
         cmd.arg(self.config.lease_ttl.as_millis() as u64).arg(&generation.hex16());
         let Value::Array(values) = self.judge(self.lease.run(&mut connection, &cmd).await)? else {
-            return Err(L2Error::Form);
+            return Err(self.malformed());
         };
         let mut values = values.into_iter().map(bulk);
         let Some(hw) = values.next().ok_or(L2Error::Form)?? else {
@@ -315,6 +364,12 @@ impl L2 {
         ttl: Duration,
     ) -> Result<Vec<bool>, L2Error> {
         let mut connection = self.connection()?;
+        if failpoint::is_off(Rule::Lease) {
+            // As if no event had voided it.
+            for (key, _) in entries {
+                redis::cmd("SET").arg(key).arg(lease).exec_async(&mut connection).await?;
+            }
+        }
         let mut cmd = self.publish.command(entries.len() + 1);
         cmd.arg(&self.fence_key);
         for (key, _) in entries {
@@ -328,7 +383,7 @@ impl L2 {
             Value::Array(values) if values.len() == entries.len() => {
                 Ok(values.iter().map(|v| *v == Value::Int(1)).collect())
             }
-            _ => Err(L2Error::Form),
+            _ => Err(self.malformed()),
         }
     }
 }

@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use deadpool_postgres::{Object, Pool, PoolError};
+use deadpool_postgres::{Object, Pool, PoolError, TimeoutType};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::answer::ReadError;
+use super::permits::{Permit, Permits, share};
 use crate::entity::{Entity, EntryKey, Shape};
 use crate::lsn::Lsn;
 use crate::sql::quote_ident as quote;
@@ -19,6 +21,9 @@ const FILL: &str = include_str!("../../sql/fill.sql");
 /// How long, in milliseconds, reads fail at once after Postgres could not be reached: those who wait for it would only
 /// be told the same later.
 const DOWN: u64 = 250;
+
+/// How much longer than a statement may take the server's word on that is waited for, before its connection is given up.
+const MARGIN: Duration = Duration::from_millis(500);
 
 /// The rows of many keys, in one snapshot.
 pub struct Found {
@@ -34,6 +39,9 @@ type Query = (Arc<Shape>, String);
 /// The readers' way to Postgres.
 pub struct Rows {
     pool: Pool,
+    permits: Permits,
+    /// By entity: how many connections it may use at a time. One whose table is locked leaves some to the others.
+    connections: Vec<Semaphore>,
     timeout: Duration,
     origin: Instant,
     /// Milliseconds from `origin` until which Postgres is not tried again after it could not be reached.
@@ -43,28 +51,81 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Over a pool of connections to the primary; a query may take `timeout`, waiting for a connection included.
-    pub fn new(pool: Pool, timeout: Duration) -> Self {
-        Rows { pool, timeout, origin: Instant::now(), down_until: AtomicU64::new(0), queries: Mutex::default() }
+    /// Over a pool of connections to the primary, whose sessions limit a statement to `timeout`; so long is a connection
+    /// waited for, too.
+    pub fn new(pool: Pool, permits: Permits, timeout: Duration) -> Self {
+        let entities = permits.entities();
+        let connections = share(pool.status().max_size, entities);
+        Rows {
+            pool,
+            permits,
+            connections: (0..entities).map(|_| Semaphore::new(connections)).collect(),
+            timeout,
+            origin: Instant::now(),
+            down_until: AtomicU64::new(0),
+            queries: Mutex::default(),
+        }
     }
 
-    /// Reads rows by key.
+    /// Who may read how much.
+    pub(super) fn permits(&self) -> &Permits {
+        &self.permits
+    }
+
+    /// How long one statement may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// How many connections an entity may use at a time.
+    pub(super) fn connections_each(&self) -> usize {
+        share(self.pool.status().max_size, self.connections.len())
+    }
+
+    /// A permit to read `keys` keys where nobody waits for them: `None` while others need what there is.
+    pub fn spare(&self, keys: usize) -> Option<Permit> {
+        if self.pool.status().waiting > 0 { None } else { self.permits.spare(keys) }
+    }
+
+    /// Reads rows by key, under a permit for at least that many, over a connection that was made after `since`: older
+    /// ones may lead to a server that is not followed any more.
     ///
     /// # Errors
     /// If Postgres cannot be reached, takes too long, or refuses the query.
-    pub async fn read(&self, entity: &Entity, keys: &[&EntryKey]) -> Result<Found, ReadError> {
-        let now = || self.origin.elapsed().as_millis() as u64;
-        if now() < self.down_until.load(Ordering::Acquire) {
+    pub async fn read(
+        &self,
+        entity: &Entity,
+        keys: &[&EntryKey],
+        permit: &Permit,
+        since: std::time::Instant,
+    ) -> Result<Found, ReadError> {
+        debug_assert!(keys.len() <= permit.keys(), "{} keys under a permit for {}", keys.len(), permit.keys());
+        if self.now() < self.down_until.load(Ordering::Acquire) {
             return Err(ReadError::SourceUnavailable);
         }
-        let found = self.query_rows(entity, keys).await;
-        if matches!(found, Err(ReadError::SourceUnavailable | ReadError::SourceTimeout(_))) {
-            self.down_until.store(now() + DOWN, Ordering::Release);
+        let found = self.query_rows(entity, keys, since).await;
+        if matches!(found, Err(ReadError::SourceUnavailable)) {
+            self.is_down();
         }
         found
     }
 
-    async fn query_rows(&self, entity: &Entity, keys: &[&EntryKey]) -> Result<Found, ReadError> {
+    /// Milliseconds since this was made.
+    fn now(&self) -> u64 {
+        self.origin.elapsed().as_millis() as u64
+    }
+
+    /// Postgres as a whole does not answer; a statement that it has given up says nothing of others.
+    fn is_down(&self) {
+        self.down_until.store(self.now() + DOWN, Ordering::Release);
+    }
+
+    async fn query_rows(
+        &self,
+        entity: &Entity,
+        keys: &[&EntryKey],
+        since: std::time::Instant,
+    ) -> Result<Found, ReadError> {
         let (width, query) = self.query(entity);
         let mut columns = vec![Vec::with_capacity(keys.len()); width];
         for key in keys {
@@ -77,21 +138,32 @@ impl Rows {
                 column.push(part.into_owned());
             }
         }
-        let deadline = Instant::now() + self.timeout;
-        let late = |_| ReadError::SourceTimeout(self.timeout);
-        let client = tokio::time::timeout_at(deadline, self.pool.get()).await.map_err(late)?;
-        let client = client.map_err(|e| self.unavailable(&e))?;
+        let connection = async {
+            let turn = self.connections[entity.id].acquire().await;
+            loop {
+                let client = self.pool.get().await.map_err(|e| self.unavailable(&e))?;
+                if Object::metrics(&client).created >= since {
+                    return Ok((turn, client));
+                }
+                drop(Object::take(client));
+            }
+        };
+        let late = |_| Err(ReadError::Overloaded);
+        let (_turn, client) = tokio::time::timeout(self.timeout, connection).await.unwrap_or_else(late)?;
+        let refused = |error: tokio_postgres::Error| self.refused(&error);
         let work = async {
             let statement = client.prepare_cached(&query).await.map_err(refused)?;
             let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = columns.iter().map(|c| c as _).collect();
             client.query(&statement, &params).await.map_err(refused)
         };
-        let rows = match tokio::time::timeout_at(deadline, work).await {
+        // The session's own limit ends a statement that takes too long, and leaves nothing behind on the server.
+        let rows = match tokio::time::timeout(self.timeout + MARGIN, work).await {
             Ok(rows) => rows?,
-            Err(elapsed) => {
+            Err(_silent) => {
                 // It may never answer again: the next read gets another connection.
                 drop(Object::take(client));
-                return Err(late(elapsed));
+                self.is_down();
+                return Err(ReadError::SourceTimeout(self.timeout));
             }
         };
         let unexpected = || ReadError::Refused("unexpected result".into());
@@ -131,27 +203,29 @@ impl Rows {
 
     fn unavailable(&self, error: &PoolError) -> ReadError {
         match error {
-            PoolError::Timeout(_) => ReadError::SourceTimeout(self.timeout),
-            PoolError::Backend(e) => refused_or_unavailable(e),
+            PoolError::Timeout(TimeoutType::Wait) => ReadError::Overloaded,
+            PoolError::Timeout(_) => {
+                self.is_down();
+                ReadError::SourceTimeout(self.timeout)
+            }
+            PoolError::Backend(e) => self.refused(e),
             _ => ReadError::SourceUnavailable,
         }
     }
-}
 
-fn refused(error: tokio_postgres::Error) -> ReadError {
-    refused_or_unavailable(&error)
-}
-
-fn refused_or_unavailable(error: &tokio_postgres::Error) -> ReadError {
-    match error.code().map(|code| code.code()) {
-        // Shutting down, starting up, too many connections, connection lost.
-        None => ReadError::SourceUnavailable,
-        Some(code) if code.starts_with("08") || code.starts_with("57P") || code.starts_with("53") => {
-            ReadError::SourceUnavailable
-        }
-        Some(code) => {
-            tracing::warn!(sqlstate = code, error = %error, "read rows: the database refused the query");
-            ReadError::Refused(code.to_owned())
+    fn refused(&self, error: &tokio_postgres::Error) -> ReadError {
+        match error.code().map(|code| code.code()) {
+            // Shutting down, starting up, too many connections, connection lost.
+            None => ReadError::SourceUnavailable,
+            Some(code) if code.starts_with("08") || code.starts_with("57P") || code.starts_with("53") => {
+                ReadError::SourceUnavailable
+            }
+            // query_canceled: the session's limit on statements.
+            Some("57014") => ReadError::SourceTimeout(self.timeout),
+            Some(code) => {
+                tracing::warn!(sqlstate = code, error = %error, "read rows: the database refused the query");
+                ReadError::Refused(code.to_owned())
+            }
         }
     }
 }

@@ -48,6 +48,13 @@ pub fn scan(buffer: &mut BytesMut) -> Result<Scan, CaptureError> {
         if !(4..=MAX_MESSAGE).contains(&length) {
             return Err(malformed(format!("message of {length} bytes")));
         }
+        // At once: what counts as its payload may be long in coming, or never end.
+        if !is_known(header[0], buffer.get(at + HEADER).copied()) {
+            if at > 0 {
+                break;
+            }
+            return Err(malformed(format!("message with tag {:?}", char::from(header[0]))));
+        }
         let Some(payload) = buffer.get(at + HEADER..at + 1 + length) else {
             buffer.reserve(at + 1 + length - buffer.len());
             break;
@@ -70,6 +77,7 @@ pub fn scan(buffer: &mut BytesMut) -> Result<Scan, CaptureError> {
                 buffer.advance(1 + length);
                 continue;
             }
+            // Not known, see above.
             tag => return Err(malformed(format!("message with tag {:?}", char::from(tag)))),
         }
         at += 1 + length;
@@ -78,6 +86,15 @@ pub fn scan(buffer: &mut BytesMut) -> Result<Scan, CaptureError> {
         scan.chunk = Some(Chunk(buffer.split_to(at).freeze()));
     }
     Ok(scan)
+}
+
+/// Whether a walsender sends messages with this tag, and of this kind where that has come already.
+fn is_known(tag: u8, kind: Option<u8>) -> bool {
+    match tag {
+        b'd' => kind.is_none_or(|kind| matches!(kind, b'w' | b'k')),
+        // An error, the end of the stream or of the command, a notice, a parameter.
+        _ => matches!(tag, b'E' | b'c' | b'C' | b'N' | b'S'),
+    }
 }
 
 impl Chunk {
@@ -159,6 +176,17 @@ mod tests {
         assert!(scan(&mut buffer).unwrap().chunk.is_some());
         let error = scan(&mut buffer).unwrap_err();
         assert_eq!(error.sqlstate(), Some("57P01"));
+    }
+
+    #[test]
+    fn garbage_that_announces_a_long_message_is_refused_before_it_has_come() {
+        for start in [&b"x\0\x10\0\0"[..], b"\xf7\0\x10\0\0", b"d\0\x10\0\0?"] {
+            assert!(scan(&mut BytesMut::from(start)).is_err(), "{start:?}");
+            // What stands before it is handed on.
+            let mut buffer = BytesMut::from(&[&data(b"a"), start].concat()[..]);
+            assert!(scan(&mut buffer).unwrap().chunk.is_some());
+            assert!(scan(&mut buffer).is_err(), "{start:?}");
+        }
     }
 
     proptest! {

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::connect::Socket;
 use super::frames::{self, Chunk};
 use super::{CaptureError, Config};
+use crate::failpoint::{self, Point};
 use crate::lsn::Lsn;
 
 /// What one read asks for at least.
@@ -155,7 +156,9 @@ async fn report(socket: &mut Socket, progress: &Progress, ask: bool) -> Result<(
     message.extend_from_slice(&status);
     socket.write_all(&message).await.map_err(CaptureError::io("report the applied position"))?;
     socket.flush().await.map_err(CaptureError::io("report the applied position"))?;
-    progress.confirmed.fetch_max(applied.as_u64(), Ordering::AcqRel);
+    if progress.confirmed.fetch_max(applied.as_u64(), Ordering::AcqRel) < applied.as_u64() {
+        failpoint::reached(Point::AfterConfirm);
+    }
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! An entity's table: its kind, the rights on it, its columns and its shape.
 
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
 use super::finding::{Finding, Findings, Phase};
@@ -34,12 +35,14 @@ pub(super) async fn inspect(
     client: &Client,
     entity: &EntityConfig,
     (role_oid, role): (Oid, &str),
+    publication: &str,
     findings: &mut Findings,
 ) -> Result<Option<Table>, SourceError> {
     let name = &entity.table;
     let subject = format!("entity {}", entity.name);
     let sql = include_str!("../../sql/table.sql");
-    let Some(row) = query_opt(client, "read table", sql, &[&name.schema, &name.name, &role_oid]).await? else {
+    let with: [&(dyn ToSql + Sync); 4] = [&name.schema, &name.name, &role_oid, &publication];
+    let Some(row) = query_opt(client, "read table", sql, &with).await? else {
         findings.add(missing(client, name, subject).await?);
         return Ok(None);
     };

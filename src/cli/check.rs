@@ -30,7 +30,11 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> Result<ExitCo
         Vec::new()
     } else {
         let client = source::connect(&config.source, Some(CATALOG_TIMEOUT)).await?;
-        catalog::inspect(&client, config).await?.findings
+        let mut findings = catalog::inspect(&client, config).await?.findings;
+        if let Some(l2) = &config.l2 {
+            findings.extend(catalog::inspect_l2(l2).await);
+        }
+        findings
     };
     let (errors, warnings) = count(&findings);
     if arguments.json {
@@ -38,7 +42,11 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> Result<ExitCo
     } else {
         findings.iter().for_each(|finding| print!("{}", text(finding)));
         let entities = config.entities.len();
-        let scope = if arguments.offline { "configuration" } else { "configuration and database" };
+        let scope = match (arguments.offline, &config.l2) {
+            (true, _) => "configuration",
+            (false, Some(_)) => "configuration, database and Redis",
+            (false, None) => "configuration and database (no [l2]: cached in process only)",
+        };
         println!("{scope}: entities {entities}, errors {errors}, warnings {warnings}");
         if findings.iter().any(|finding| finding.setup.is_some()) {
             println!("`walcache setup` prints, and `walcache setup --apply` applies, what is marked [setup]");

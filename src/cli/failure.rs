@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::config::ConfigError;
 use crate::daemon::DaemonError;
 use crate::demo::DemoError;
+use crate::failpoint::FailpointError;
 use crate::source::{EXIT_UNAVAILABLE, SourceError, Verdict};
 
 /// A failure as the operator sees it.
@@ -28,6 +29,11 @@ impl Failure {
     /// Arguments that clap cannot judge.
     pub(super) fn usage(what: String) -> Self {
         Failure { what, remedy: None, exit_code: 2 }
+    }
+
+    /// What is needed does not answer.
+    pub(super) fn unavailable(what: String, remedy: String) -> Self {
+        Failure { what, remedy: Some(remedy), exit_code: EXIT_UNAVAILABLE }
     }
 
     pub(super) fn file(path: &Path, error: &io::Error) -> Self {
@@ -63,6 +69,12 @@ impl From<ConfigError> for Failure {
             _ => error.to_string(),
         };
         Failure { what, remedy: None, exit_code: ConfigError::EXIT_CODE }
+    }
+}
+
+impl From<FailpointError> for Failure {
+    fn from(error: FailpointError) -> Self {
+        Failure { what: error.to_string(), remedy: None, exit_code: ConfigError::EXIT_CODE }
     }
 }
 

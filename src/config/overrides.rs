@@ -5,7 +5,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::error::{ConfigError, explain, suggestion};
-use super::{Config, redact};
+use super::{Config, L2Config, redact};
 
 const PREFIX: &str = "WALCACHE__";
 
@@ -49,7 +49,8 @@ pub(super) fn apply(
 /// Every field that can be overridden, by section, with its default for the sake of its type.
 fn known_fields() -> Table {
     // The default holds nothing but strings, numbers, booleans and tables of them, which TOML can say.
-    let mut known = Table::try_from(Config::default()).unwrap_or_default();
+    let whole = Config { l2: Some(L2Config::default()), ..Config::default() };
+    let mut known = Table::try_from(whole).unwrap_or_default();
     known.remove("entity");
     for section in ["source", "l2"] {
         if let Some(Value::Table(fields)) = known.get_mut(section) {

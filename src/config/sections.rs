@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::secret::Secret;
 use super::table_name::TableName;
 use super::units;
-use crate::entity::OnChange;
+use crate::entity::{OnChange, PastBound};
 
 const MIB: u64 = 1 << 20;
 
@@ -35,7 +35,8 @@ pub struct SourceConfig {
     /// How often the applied position is reported to Postgres.
     #[serde(with = "units::duration")]
     pub status_interval: Duration,
-    /// How often a message is written into the log, so that an idle slot advances and a dead connection is noticed.
+    /// How often a message is written into the log. How far readers are behind is known that exactly; besides, an idle
+    /// slot advances and a dead connection is noticed.
     #[serde(with = "units::duration")]
     pub heartbeat_interval: Duration,
     /// The replication connection is replaced when nothing has come for this long.
@@ -46,9 +47,11 @@ pub struct SourceConfig {
     pub reconnect_max: Duration,
     /// Connections for fills.
     pub pool_size: usize,
-    /// How long one fill may take, waiting for a connection included.
+    /// How long a read waits for Postgres, its turn included, and how long one statement may take there.
     #[serde(with = "units::duration")]
     pub fill_timeout: Duration,
+    /// Keys that are read from Postgres at a time, of all entities together; further ones wait.
+    pub max_fills: usize,
     /// Reads that may wait for Postgres at a time; more are refused at once.
     pub max_waiting_fills: usize,
     /// How often the catalog is compared with what is known: DDL without row changes is noticed within this time.
@@ -66,11 +69,12 @@ impl Default for SourceConfig {
             plugin: Plugin::Pgoutput,
             connect_timeout: Duration::from_secs(5),
             status_interval: Duration::from_secs(1),
-            heartbeat_interval: Duration::from_secs(10),
+            heartbeat_interval: Duration::from_secs(1),
             dead_after: Duration::from_secs(30),
             reconnect_max: Duration::from_secs(10),
             pool_size: 4,
             fill_timeout: Duration::from_secs(5),
+            max_fills: 1024,
             max_waiting_fills: 10_000,
             schema_check_interval: Duration::from_secs(30),
         }
@@ -136,6 +140,12 @@ pub struct L2Config {
     pub url_file: Option<PathBuf>,
     /// What every key begins with.
     pub prefix: String,
+    /// How much log Redis may lag behind while it is away, before walcache goes on without it.
+    #[serde(with = "units::size")]
+    pub max_backlog: u64,
+    /// How long Redis may be away before walcache goes on without it.
+    #[serde(with = "units::duration")]
+    pub max_backlog_age: Duration,
     /// How long Redis may take to answer.
     #[serde(with = "units::duration")]
     pub response_timeout: Duration,
@@ -156,6 +166,8 @@ impl Default for L2Config {
             url: Secret::default(),
             url_file: None,
             prefix: String::new(),
+            max_backlog: 1024 * MIB,
+            max_backlog_age: Duration::from_secs(60),
             response_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(2),
             lease_ttl: Duration::from_secs(10),
@@ -171,9 +183,12 @@ pub struct FreshnessConfig {
     /// Hits are marked stale while replication is further behind than this.
     #[serde(with = "units::duration")]
     pub stale_after: Duration,
-    /// Hits are refused while replication is further behind than this.
+    /// The bound: while replication is further behind than this, [`FreshnessConfig::past_max_staleness`] says what
+    /// becomes of hits. Entities may have a bound of their own, and so may requests (`Cache-Control: max-age`).
     #[serde(with = "units::duration")]
     pub max_staleness: Duration,
+    /// What becomes of hits past the bound.
+    pub past_max_staleness: PastBound,
     /// How long a read with `X-Min-LSN` waits for that position before it reads Postgres.
     #[serde(with = "units::duration")]
     pub min_lsn_wait: Duration,
@@ -187,6 +202,7 @@ impl Default for FreshnessConfig {
         FreshnessConfig {
             stale_after: Duration::from_secs(10),
             max_staleness: Duration::from_secs(300),
+            past_max_staleness: PastBound::Bypass,
             min_lsn_wait: Duration::from_millis(500),
             min_lsn_wait_max: Duration::from_secs(10),
         }
@@ -243,6 +259,23 @@ impl Default for AdminConfig {
     }
 }
 
+/// Comparing what is cached with Postgres, in the background.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditConfig {
+    /// Entries compared in a second, at most; 0: none.
+    pub rate: u32,
+    /// How long a comparison that shows a difference waits for replication to come to where the row was read.
+    #[serde(with = "units::duration")]
+    pub wait: Duration,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        AuditConfig { rate: 10, wait: Duration::from_secs(15) }
+    }
+}
+
 /// Logging, to standard error.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -270,7 +303,7 @@ pub struct EntityConfig {
     /// What a change of a row does to its entry in L2.
     #[serde(default)]
     pub on_change: OnChange,
-    /// How long an entry may live in one tier after it was last written there.
+    /// How long an entry may live in one tier after it was filled there; changes of the row do not prolong it.
     #[serde(default = "default_ttl", with = "units::duration")]
     pub ttl: Duration,
     /// The columns of the value, by their exact names; `None`: all of them.
@@ -282,6 +315,12 @@ pub struct EntityConfig {
     /// Whether changes also write entries that nobody has read.
     #[serde(default)]
     pub populate: bool,
+    /// As [`FreshnessConfig::max_staleness`]; `None`: as it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "units::optional_duration")]
+    pub max_staleness: Option<Duration>,
+    /// As [`FreshnessConfig::past_max_staleness`]; `None`: as it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub past_max_staleness: Option<PastBound>,
 }
 
 fn default_ttl() -> Duration {

@@ -4,6 +4,7 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::*;
+use crate::entity::PastBound;
 
 const MINIMAL: &str = r#"
 [source]
@@ -47,6 +48,18 @@ fn a_config_of_ten_lines_is_enough() {
 }
 
 #[test]
+fn an_entity_may_have_its_own_bound() {
+    assert_eq!(load(MINIMAL, &[]).unwrap().entities[0].max_staleness, None);
+    let own = with("[[entity]]", "max_staleness = '1m 30s'\npast_max_staleness = 'serve'");
+    let config = load(&own, &[]).unwrap();
+    assert_eq!(config.entities[0].max_staleness, Some(Duration::from_secs(90)));
+    assert_eq!(config.entities[0].past_max_staleness, Some(PastBound::Serve));
+    assert_eq!(config.freshness.past_max_staleness, PastBound::Bypass);
+    let written = toml::to_string(&config).unwrap();
+    assert!(written.contains("max_staleness = \"1m 30s\"\npast_max_staleness = \"serve\""), "{written}");
+}
+
+#[test]
 fn unknown_names_are_refused_with_the_nearest_known_one() {
     assert_eq!(error(&with("[source]", "slto = 'a'"), &[]), "3:1: unknown key `slto`; did you mean `slot`?");
     assert_eq!(error(&with("[[entity]]", "colums = ['a']"), &[]), "7:1: unknown key `colums`; did you mean `columns`?");
@@ -68,9 +81,17 @@ fn values_without_units_and_of_other_forms_are_explained() {
         ("[source]", "plugin = 'wal2json'", "3:10: plugin \"wal2json\" is not available in this version"),
         ("[source]", "slot = 'Wal-Cache'", "source.slot: \"Wal-Cache\" must be 1 to 63 of a-z, 0-9 and _"),
         ("[source]", "pool_size = 0", "source.pool_size: must be at least 1"),
+        ("[source]", "max_fills = 0", "source.max_fills: must be at least 1"),
         ("[source]", "dead_after = '1s'", "source.dead_after: must be longer than source.heartbeat_interval"),
         ("[l2]", "prefix = 'a b'", "l2.prefix: must not hold blanks"),
         ("[[entity]]", "ttl = '0s'", "entity[0].ttl: entity \"product\": must be longer than zero"),
+        (
+            "[[entity]]",
+            "max_staleness = '1s'",
+            "entity[0].max_staleness: must be longer than source.heartbeat_interval",
+        ),
+        ("[[entity]]", "max_staleness = 5", "7:17: invalid type: integer `5`, expected a duration with a unit"),
+        ("[[entity]]", "past_max_staleness = 'srve'", "7:22: unknown value `srve`; did you mean `serve`?"),
         ("[[entity]]", "key = []", "entity[0].key: entity \"product\": must name at least one column"),
     ];
     for (section, line, wanted) in cases {
@@ -82,6 +103,18 @@ fn values_without_units_and_of_other_forms_are_explained() {
         ("l1", "max_size = '256'", "2:12: \"256\" is not a size with a unit"),
         ("l1", "max_size = '1KiB'", "l1.max_size: must be at least 1MiB"),
         ("log", "level = 'walcache=loud'", "log.level: not a filter"),
+        (
+            "freshness",
+            "stale_after = '1s'\nmax_staleness = '1s'",
+            "freshness.max_staleness: must be longer than source.",
+        ),
+        (
+            "freshness",
+            "max_staleness = '5s'",
+            "freshness.max_staleness: must not be shorter than freshness.stale_after",
+        ),
+        ("audit", "wait = '2m'", "audit.wait: must be longer than zero, and at most 1m"),
+        ("audit", "rate = 100001", "audit.rate: must be at most 100000"),
         ("apply", "max_batch_events = -1", "2:20: invalid value: integer `-1`"),
     ] {
         let text = error(&format!("[{field}]\n{wrong}\n{MINIMAL}"), &[]);

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::error::Violation;
-use super::{Config, EntityConfig};
+use super::{Config, EntityConfig, L2Config};
 use crate::source::SourceUrl;
 
 impl Config {
@@ -15,6 +15,7 @@ impl Config {
         self.validate_apply(&mut found);
         self.validate_tiers(&mut found);
         self.validate_http(&mut found);
+        self.validate_audit(&mut found);
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             found.add("log.level", format!("not a filter such as \"info\" or \"walcache=debug,info\": {error}"));
         }
@@ -56,6 +57,7 @@ impl Config {
         found.positive("source.fill_timeout", source.fill_timeout);
         found.positive("source.schema_check_interval", source.schema_check_interval);
         found.at_least_one("source.pool_size", source.pool_size);
+        found.at_least_one("source.max_fills", source.max_fills);
         found.at_least_one("source.max_waiting_fills", source.max_waiting_fills);
         found.require(source.dead_after > source.heartbeat_interval, "source.dead_after", || {
             "must be longer than source.heartbeat_interval, or a live but idle connection looks dead".to_owned()
@@ -77,32 +79,41 @@ impl Config {
     }
 
     fn validate_tiers(&self, found: &mut Violations) {
-        let (l1, l2, freshness) = (&self.l1, &self.l2, &self.freshness);
+        let (l1, freshness) = (&self.l1, &self.freshness);
         found.require(!l1.enabled || l1.max_size >= 1 << 20, "l1.max_size", || {
             "must be at least 1MiB; l1.enabled = false turns L1 off".to_owned()
         });
-        if l2.url.is_empty() {
-            found.add("l2.url", "required (or l2.url_file): redis://user:password@host:port/database");
-        } else if redis::parse_redis_url(l2.url.expose()).is_none() {
-            found.add("l2.url", "not a URL of the form redis://user:password@host:port/database or rediss://...");
+        match &self.l2 {
+            Some(l2) => validate_l2(l2, self.source.fill_timeout, found),
+            None => found
+                .require(l1.enabled, "l1.enabled", || "there is no [l2] either: nothing would be cached".to_owned()),
         }
-        let plain = l2.prefix.chars().all(|c| !c.is_control() && !c.is_whitespace() && !matches!(c, '{' | '}'));
-        found.require(plain, "l2.prefix", || "must not hold blanks, control characters, { or }".to_owned());
-        found.positive("l2.response_timeout", l2.response_timeout);
-        found.positive("l2.connect_timeout", l2.connect_timeout);
-        found.require(l2.lease_ttl >= self.source.fill_timeout, "l2.lease_ttl", || {
-            "must not be shorter than source.fill_timeout, or slow fills are never published".to_owned()
-        });
-        found.require(l2.lease_wait <= l2.lease_ttl, "l2.lease_wait", || {
-            "must not be longer than l2.lease_ttl".to_owned()
-        });
         found.positive("freshness.stale_after", freshness.stale_after);
         found.require(freshness.max_staleness >= freshness.stale_after, "freshness.max_staleness", || {
             "must not be shorter than freshness.stale_after".to_owned()
         });
+        self.validate_bound("freshness.max_staleness", freshness.max_staleness, found);
+        for (i, bound) in self.entities.iter().enumerate().filter_map(|(i, e)| Some((i, e.max_staleness?))) {
+            self.validate_bound(&format!("entity[{i}].max_staleness"), bound, found);
+        }
         found.require(freshness.min_lsn_wait_max >= freshness.min_lsn_wait, "freshness.min_lsn_wait_max", || {
             "must not be shorter than freshness.min_lsn_wait".to_owned()
         });
+    }
+
+    fn validate_bound(&self, field: &str, bound: Duration, found: &mut Violations) {
+        found.require(bound > self.source.heartbeat_interval, field, || {
+            "must be longer than source.heartbeat_interval, by which staleness is known, or hits are refused while all is well"
+                .to_owned()
+        });
+    }
+
+    fn validate_audit(&self, found: &mut Violations) {
+        let audit = &self.audit;
+        found.require(audit.rate <= 100_000, "audit.rate", || "must be at most 100000; 0 turns it off".to_owned());
+        // Whoever asks for an audit over HTTP waits as long.
+        let fits = audit.wait > Duration::ZERO && audit.wait <= Duration::from_secs(60);
+        found.require(fits, "audit.wait", || "must be longer than zero, and at most 1m".to_owned());
     }
 
     fn validate_http(&self, found: &mut Violations) {
@@ -114,6 +125,22 @@ impl Config {
         let clash = http.listen == self.admin.listen && http.listen.port() != 0;
         found.require(!clash, "admin.listen", || "must differ from http.listen".to_owned());
     }
+}
+
+fn validate_l2(l2: &L2Config, fill_timeout: Duration, found: &mut Violations) {
+    if l2.url.is_empty() {
+        found.add("l2.url", "required (or l2.url_file): redis://user:password@host:port/database");
+    } else if redis::parse_redis_url(l2.url.expose()).is_none() {
+        found.add("l2.url", "not a URL of the form redis://user:password@host:port/database or rediss://...");
+    }
+    let plain = l2.prefix.chars().all(|c| !c.is_control() && !c.is_whitespace() && !matches!(c, '{' | '}'));
+    found.require(plain, "l2.prefix", || "must not hold blanks, control characters, { or }".to_owned());
+    found.positive("l2.response_timeout", l2.response_timeout);
+    found.positive("l2.connect_timeout", l2.connect_timeout);
+    found.require(l2.lease_ttl >= fill_timeout, "l2.lease_ttl", || {
+        "must not be shorter than source.fill_timeout, or slow fills are never published".to_owned()
+    });
+    found.require(l2.lease_wait <= l2.lease_ttl, "l2.lease_wait", || "must not be longer than l2.lease_ttl".to_owned());
 }
 
 fn validate_entity(i: usize, entity: &EntityConfig, found: &mut Violations) {

@@ -1,4 +1,4 @@
-//! What is done beside the stream: marks of the source's position, heartbeats, and a look at the tables' shapes.
+//! What is done beside the stream: heartbeats, the source's position for the lag, and a look at the tables' shapes.
 
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use tokio_postgres::types::ToSql;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
+use super::commands::Command;
 use super::error::SessionError;
 use super::session::Catalog;
 use crate::apply::LookUpShape;
@@ -24,13 +25,13 @@ pub(super) async fn run(
     context: &Context,
     source: &Client,
     progress: &Progress,
-    reshapes: mpsc::Sender<usize>,
+    commands: mpsc::Sender<Command>,
     end: CancellationToken,
 ) -> Result<(), SessionError> {
     // A query that is never answered must not keep the session from ending.
     tokio::select! {
         () = end.cancelled() => Ok(()),
-        ended = keep(context, source, progress, reshapes) => ended,
+        ended = keep(context, source, progress, commands) => ended,
     }
 }
 
@@ -38,43 +39,49 @@ async fn keep(
     context: &Context,
     source: &Client,
     progress: &Progress,
-    reshapes: mpsc::Sender<usize>,
+    commands: mpsc::Sender<Command>,
 ) -> Result<(), SessionError> {
     let config = &context.config.source;
-    let mut mark = ticks(config.status_interval);
+    let mut position = ticks(config.status_interval);
     let mut heartbeat = ticks(config.heartbeat_interval);
     let mut shapes = ticks(config.schema_check_interval);
     let catalog = Catalog(context.config.clone());
     let failed = |what| move |e| SessionError::Source(SourceError::postgres(what, e));
     loop {
         tokio::select! {
-            _ = mark.tick() => {
-                let at = Instant::now();
+            _ = position.tick() => {
                 let params: [&(dyn ToSql + Sync); 1] = [&config.slot];
                 let row = source.query_one(include_str!("../../sql/position.sql"), &params);
                 let row = within(config.dead_after, "read the position of the log", row).await?;
                 let row = row.map_err(failed("read the position of the log"))?;
                 let lsn = |column| row.get::<_, Option<&str>>(column).and_then(|t| t.parse::<Lsn>().ok());
                 let flushed = lsn("flushed").unwrap_or_default();
-                context.hierarchy.watermark.mark(flushed, at);
                 let applied = progress.applied();
                 let retained = lsn("retained").unwrap_or(flushed);
                 context.metrics.replication.lag_bytes(flushed, progress.received(), applied, retained);
                 context.status.set_source_lsn(flushed);
             }
             _ = heartbeat.tick() => {
-                let beat = source.execute(include_str!("../../sql/heartbeat.sql"), &[]);
+                // Before it is sent: see `crate::cache::watermark`.
+                let at = Instant::now();
+                let beat = source.query_one(include_str!("../../sql/heartbeat.sql"), &[]);
                 let beat = within(config.dead_after, "emit a heartbeat", beat).await?;
-                beat.map_err(failed("emit a heartbeat"))?;
+                let beat = beat.map_err(failed("emit a heartbeat"))?;
+                let lsn = beat.get::<_, Option<&str>>("lsn").and_then(|text| text.parse().ok());
+                // Postgres prints LSNs that parse. If not, it is as if the heartbeat had not come back.
+                if let Some(lsn) = lsn {
+                    context.hierarchy.watermark.mark(lsn, at);
+                }
             }
             // DDL on a table that nobody writes to is not in the stream, nor is that a table is no longer published.
             _ = shapes.tick() => for entity in &context.hierarchy.entities {
-                let found = catalog.look_up(source, entity).await?;
+                let found = within(config.dead_after, "look up the shape of a table", catalog.look_up(source, entity));
+                let found = found.await??;
                 let changed = match found {
                     Ok(shape) => !entity.is_servable() || shape != *entity.shape(),
                     Err(_) => entity.is_servable(),
                 };
-                if changed && reshapes.send(entity.id).await.is_err() {
+                if changed && commands.send(Command::Reshape(entity.id)).await.is_err() {
                     return Ok(());
                 }
             },

@@ -28,6 +28,7 @@ pub(super) async fn replicate(context: Arc<Context>, stop: CancellationToken) ->
         context.metrics.replication.connected(false);
         context.instance.leader(false);
         context.status.set_connected(false);
+        context.commands.close();
         if stop.is_cancelled() {
             if let Err(error) = ended.or_else(|e| if e.is_cancelled() { Ok(()) } else { Err(e) }) {
                 warn!(%error, "the stream ended with an error while stopping");
@@ -50,6 +51,10 @@ pub(super) async fn replicate(context: Arc<Context>, stop: CancellationToken) ->
                     error!(error = %ended, %remedy, "the stream has ended; trying again");
                 }
                 Verdict::Retry if ended.is_slot_in_use() => {
+                    // Whoever holds it tells nobody of the generations that it starts.
+                    if let Some(l2) = &context.hierarchy.l2 {
+                        l2.distrust();
+                    }
                     if !waiting_for_slot {
                         info!(slot = context.config.source.slot, "another consumer holds the slot; waiting for it");
                         waiting_for_slot = true;

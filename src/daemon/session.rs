@@ -11,6 +11,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::commands::Command;
 use super::error::SessionError;
 use super::pipeline::Pipeline;
 use super::{Context, STATEMENT_TIMEOUT, housekeeping, slot};
@@ -23,6 +24,7 @@ use crate::capture::{self, CaptureError};
 use crate::catalog::{self, ResolveError};
 use crate::config::Config;
 use crate::entity::{Entity, Shape};
+use crate::failpoint::{self, Point};
 use crate::gate::Gate;
 use crate::lsn::Lsn;
 use crate::plan::Planner;
@@ -114,7 +116,7 @@ pub(super) async fn run(
         async move { stream(socket, &capture, progress, chunk_sender, capture_end).await }
     });
 
-    let position = Position { source: &source_id, applied: from, broken };
+    let position = Position { source: &source_id, applied: from, broken, missed: None };
     let start = Start {
         hierarchy: context.hierarchy.clone(),
         config: crate::apply::Config { script_keys: config.apply.script_keys, in_flight: config.apply.in_flight },
@@ -122,6 +124,7 @@ pub(super) async fn run(
         source: source.clone(),
         position,
         shapes: Catalog(config.clone()),
+        outage: context.outage.clone(),
         metrics: context.metrics.clone(),
         cancel: abort.clone(),
     };
@@ -163,13 +166,14 @@ pub(super) async fn run(
             ended
         }
     });
-    let (reshape_sender, reshapes) = mpsc::channel(1);
+    let (command_sender, commands) = mpsc::channel(1);
+    context.commands.open(command_sender.clone());
     stages.spawn({
         let (context, end, progress) = (context.clone(), end.clone(), progress.clone());
         async move {
             // A query that is not answered must not hold up the end.
             tokio::select! {
-                ended = housekeeping::run(&context, &source, &progress, reshape_sender, end.clone()) => ended,
+                ended = housekeeping::run(&context, &source, &progress, command_sender, end.clone()) => ended,
                 () = end.cancelled() => Ok(()),
             }
         }
@@ -179,7 +183,7 @@ pub(super) async fn run(
         async move {
             // Given up anywhere, it has confirmed nothing: the next session replays it under a claim of its own.
             let ended = tokio::select! {
-                ended = apply(applier, batches, reshapes, &progress) => ended,
+                ended = apply(applier, batches, commands, &progress) => ended,
                 () = given_up.cancelled() => Err(crate::apply::ApplyError::Cancelled.into()),
             };
             end.cancel();
@@ -240,14 +244,17 @@ async fn connect(session: &Session, context: &Context) -> Result<Connected, Sess
     let config = &context.config;
     let source = Arc::new(source::connect(&config.source, Some(STATEMENT_TIMEOUT)).await?);
     // The server's own limit on statements does not help where the way to it is silent.
-    let limit = STATEMENT_TIMEOUT + config.source.connect_timeout;
+    let limit = config.source.dead_after;
     let gate = source::connect(&config.source, Some(STATEMENT_TIMEOUT)).await?;
-    let gate = within("prepare the gate", limit, Gate::new(gate)).await??;
+    let mut gate = within("prepare the gate", limit, Gate::new(gate, limit)).await??;
     let capture = capture_config(context)?;
     let mut connection = Connection::open(&capture).await?;
     let system = connection.identify().await?;
     let slot = slot::ensure(&source, &config.source).await?;
-    let incarnation = slot::incarnation(&source).await?;
+    if slot.broken.is_some() {
+        gate.outlast().await?;
+    }
+    let incarnation = within("read when statistics began", limit, slot::incarnation(&source)).await??;
     let (database, slot_name) = (&capture.database, &config.source.slot);
     let source_id = format!("{}/{}/{database}/{slot_name}/{incarnation}", system.identifier, system.timeline);
     // Within one process more may have been applied than was confirmed; elsewhere LSNs cannot be compared.
@@ -256,8 +263,12 @@ async fn connect(session: &Session, context: &Context) -> Result<Connected, Sess
         .broken
         .or(elsewhere.then_some("the source is another system, timeline or slot than before, or has crashed"));
     let same = broken.is_none() && session.source_id.is_some();
-    let from = if same { slot.confirmed.max(context.hierarchy.watermark.load()) } else { slot.confirmed };
-    let socket = connection.start(from).await?;
+    let from = |confirmed: Lsn| if same { confirmed.max(context.hierarchy.watermark.load()) } else { confirmed };
+    failpoint::reached(Point::SlotRead);
+    let socket = connection.start(from(slot.confirmed)).await?;
+    // Nobody else can confirm from now on. Until then whoever held the slot may have: also what it applied without L2, so
+    // that L2 would seem to lack nothing. The server streams from there, whatever was asked for.
+    let from = from(slot::confirmed(&source, &config.source).await?);
     info!(slot = config.source.slot, from = %from, system = system.identifier, timeline = system.timeline, "streaming");
     Ok(Connected { source, gate, capture, source_id, broken, from, socket })
 }
@@ -271,13 +282,22 @@ async fn within<T>(what: &'static str, after: Duration, work: impl Future<Output
 async fn apply(
     mut applier: Applier<Catalog>,
     mut batches: mpsc::Receiver<Batch>,
-    mut reshapes: mpsc::Receiver<usize>,
+    mut commands: mpsc::Receiver<Command>,
     progress: &Progress,
 ) -> Result<(), SessionError> {
     loop {
         tokio::select! {
             biased;
-            Some(entity) = reshapes.recv() => applier.reshape(entity).await?,
+            Some(command) = commands.recv() => match command {
+                Command::Reshape(entity) => applier.reshape(entity).await?,
+                Command::Resync(entity, reply) => {
+                    let done = applier.resync(entity).await;
+                    // Whoever asked may have gone away.
+                    let _ = reply.send(done.as_ref().copied().map_err(ToString::to_string));
+                    done?;
+                }
+            },
+            connection = applier.l2_returned() => applier.rejoin(connection).await?,
             batch = batches.recv() => {
                 let Some(batch) = batch else { return Ok(()) };
                 let applied = batch.progress;

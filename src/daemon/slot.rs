@@ -1,6 +1,7 @@
 //! The replication slot: where the stream continues, and whether it can.
 
-use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
 use tracing::{info, warn};
 
 use crate::config::SourceConfig;
@@ -19,15 +20,18 @@ pub struct Slot {
 /// Neither is a continuation of what was applied before.
 ///
 /// # Errors
-/// If the source refuses.
+/// If the source refuses, or the slot is somebody else's.
 pub async fn ensure(source: &Client, config: &SourceConfig) -> Result<Slot, SourceError> {
-    let rows = source.query(include_str!("../../sql/slot_position.sql"), &[&config.slot]).await;
-    let rows = rows.map_err(|e| SourceError::postgres("read the slot", e))?;
-    let Some(row) = rows.first() else {
+    let row = read(source, config).await?;
+    let Some(row) = row else {
         info!(slot = config.slot, "creating the replication slot; this waits for transactions that run now");
         let confirmed = create(source, config).await?;
         return Ok(Slot { confirmed, broken: Some("the replication slot is new") });
     };
+    // It was checked at the start, but somebody may have put another in its place. Not ours to read, and not to drop.
+    if let Some(what) = row.get("foreign_to_us") {
+        return Err(SourceError::ForeignSlot { slot: config.slot.clone(), what });
+    }
     let lost: bool = row.get("lost");
     if lost {
         warn!(slot = config.slot, "the server has removed log that the slot needed; dropping it for a new one");
@@ -37,6 +41,27 @@ pub async fn ensure(source: &Client, config: &SourceConfig) -> Result<Slot, Sour
         return Ok(Slot { confirmed, broken: Some("the replication slot was lost, and changes with it") });
     }
     Ok(Slot { confirmed: lsn(row.get("confirmed"))?, broken: None })
+}
+
+/// What was confirmed, once the slot is held. Before, its holder may confirm more, and be gone.
+///
+/// # Errors
+/// If the source refuses, or the slot is gone.
+pub async fn confirmed(source: &Client, config: &SourceConfig) -> Result<Lsn, SourceError> {
+    match read(source, config).await? {
+        Some(row) => lsn(row.get("confirmed")),
+        None => Err(SourceError::SlotGone(config.slot.clone())),
+    }
+}
+
+async fn read(source: &Client, config: &SourceConfig) -> Result<Option<Row>, SourceError> {
+    const READ: &str = "read the slot";
+    let params: [&(dyn ToSql + Sync); 2] = [&config.slot, &config.plugin.as_str()];
+    let row = source.query_opt(include_str!("../../sql/slot_position.sql"), &params);
+    // The server's own limit on statements does not help where the way to it is silent.
+    let row = tokio::time::timeout(config.dead_after, row).await;
+    let row = row.map_err(|_| SourceError::Timeout { what: READ, after: config.dead_after })?;
+    row.map_err(|e| SourceError::postgres(READ, e))
 }
 
 /// Tells the server's lives apart: it differs after a crash, and not after a restart in order. A crash takes back commits

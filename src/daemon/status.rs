@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
+use crate::apply::outage::Outage;
 use crate::cache::Hierarchy;
 use crate::capture::stream::Progress;
 use crate::config::Config;
+use crate::entity::PastBound;
 use crate::lsn::Lsn;
 use crate::metrics::ReplicationMetrics;
 use crate::serve::admin::Health;
@@ -21,37 +24,45 @@ pub(super) struct Status {
     started: Instant,
     slot: String,
     publication: String,
-    max_staleness: Duration,
+    /// When replication is so far behind, hits are not given any more; never, if the configuration says so.
+    max_staleness: Option<Duration>,
     hierarchy: OnceLock<Arc<Hierarchy>>,
     replication: OnceLock<Arc<ReplicationMetrics>>,
+    outage: OnceLock<Arc<Outage>>,
     connected: AtomicBool,
     source_lsn: AtomicU64,
     stream: Mutex<Option<(Arc<Progress>, String)>>,
     problem: Mutex<Option<String>>,
+    stop: CancellationToken,
 }
 
 impl Status {
-    pub(super) fn new(prometheus: PrometheusHandle, config: &Config) -> Self {
+    /// Of a daemon that is not ready any more once `stop` is cancelled.
+    pub(super) fn new(prometheus: PrometheusHandle, config: &Config, stop: CancellationToken) -> Self {
         Status {
             prometheus,
             started: Instant::now(),
             slot: config.source.slot.clone(),
             publication: config.source.publication.clone(),
-            max_staleness: config.freshness.max_staleness,
+            max_staleness: (config.freshness.past_max_staleness == PastBound::Bypass)
+                .then_some(config.freshness.max_staleness),
             hierarchy: OnceLock::new(),
             replication: OnceLock::new(),
+            outage: OnceLock::new(),
             connected: AtomicBool::new(false),
             source_lsn: AtomicU64::new(0),
             stream: Mutex::new(None),
             problem: Mutex::new(None),
+            stop,
         }
     }
 
-    /// The tiers are there, and the metrics of the stream that feeds them.
-    pub(super) fn attach(&self, hierarchy: Arc<Hierarchy>, replication: Arc<ReplicationMetrics>) {
+    /// The tiers are there, the metrics of the stream that feeds them, and since when L2 fails.
+    pub(super) fn attach(&self, hierarchy: Arc<Hierarchy>, replication: Arc<ReplicationMetrics>, outage: Arc<Outage>) {
         // Attached once, at the start.
         let _ = self.hierarchy.set(hierarchy);
         let _ = self.replication.set(replication);
+        let _ = self.outage.set(outage);
     }
 
     pub(super) fn set_connected(&self, connected: bool) {
@@ -74,13 +85,16 @@ impl Status {
 
 impl Health for Status {
     fn ready(&self) -> Result<(), Vec<String>> {
+        if self.stop.is_cancelled() {
+            return Err(vec!["stopping".into()]);
+        }
         let Some(hierarchy) = self.hierarchy.get() else {
             return Err(vec!["the source database has not been inspected yet".into()]);
         };
         let mut reasons = Vec::new();
         match hierarchy.watermark.staleness() {
             None => reasons.push("replication has not caught up since the start".to_owned()),
-            Some(behind) if behind > self.max_staleness => {
+            Some(behind) if self.max_staleness.is_some_and(|bound| behind > bound) => {
                 reasons.push(format!("replication was last current {} s ago", behind.as_secs()));
             }
             Some(_) => {}
@@ -124,7 +138,14 @@ impl Health for Status {
                 "lag_bytes": source_lsn.bytes_since(applied),
             },
             "l1": { "entries": hierarchy.and_then(|h| h.l1.as_ref()).map(|l1| l1.len()) },
-            "l2": { "trusted": hierarchy.is_some_and(|h| h.l2.is_trusted()) },
+            "l2": {
+                "configured": hierarchy.is_some_and(|h| h.l2.is_some()),
+                "trusted": hierarchy.and_then(|h| h.l2.as_ref()).is_some_and(|l2| l2.is_trusted()),
+                // Distrusted until it is back and a new generation has begun.
+                "going_on_without": self.outage.get().is_some_and(|outage| outage.goes_without()),
+                // Since when it does not take what is written.
+                "failing_seconds": self.outage.get().and_then(|outage| outage.lasts()).map(|lasts| lasts.as_secs_f64()),
+            },
             "entities": entities.collect::<Vec<_>>(),
         })
     }

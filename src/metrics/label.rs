@@ -96,6 +96,24 @@ label! {
         Absent = "absent",
         /// The source did not answer.
         Error = "error",
+        /// The read was turned away, or its turn did not come in time: too many wait.
+        Refused = "refused",
+    }
+}
+
+label! {
+    /// What became of comparing a cached entry with its row.
+    Audit {
+        /// They are equal.
+        Ok = "ok",
+        /// They differ, and no change is on its way that would explain it.
+        Finding = "finding",
+        /// They differed, and the entry was changed or dropped since: an event was on its way.
+        Changed = "changed",
+        /// They differed, and it could not be told why in time.
+        Inconclusive = "inconclusive",
+        /// The row or the entry could not be read.
+        Error = "error",
     }
 }
 

@@ -34,6 +34,7 @@ pub struct PostgresOptions {
     durable: bool,
     config: String,
     settings: Vec<(String, String)>,
+    env: Vec<(String, String)>,
 }
 
 impl PostgresOptions {
@@ -58,6 +59,12 @@ impl PostgresOptions {
     /// Sets a parameter, such as `("timezone", "Asia/Kolkata")`; the last one for a name counts.
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Gives the server an environment variable, such as `("LD_PRELOAD", "...")`.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -105,6 +112,7 @@ pub struct Postgres {
     bindir: PathBuf,
     user: Option<User>,
     password: String,
+    env: Vec<(String, String)>,
     port: u16,
 }
 
@@ -115,7 +123,8 @@ impl Postgres {
         let user = server_user()?;
         let supervised = Supervised::new("postgres", LastSignal::Quit, user)?;
         let password = rand::rng().sample_iter(Alphanumeric).take(20).map(char::from).collect();
-        let mut postgres = Postgres { supervised, bindir, user, password, port: 0 };
+        let env = options.env.clone();
+        let mut postgres = Postgres { supervised, bindir, user, password, env, port: 0 };
         postgres.initdb().await?;
         let config = postgres.data_dir().join("postgresql.conf");
         append(&config, &options.file()).map_err(SandboxError::io("write", config))?;
@@ -239,6 +248,7 @@ impl Postgres {
 
     async fn launch(&self) -> Result<(), SandboxError> {
         let mut command = self.command("postgres");
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.arg("-D").arg(self.data_dir());
         // On the command line, where neither a configuration file nor ALTER SYSTEM can move the server.
         command.arg("-p").arg(self.port.to_string()).arg("-k").arg(self.dir());

@@ -1,17 +1,22 @@
 //! The routes of the `[admin]` listener.
 
+mod operate;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper_util::service::TowerToHyperService;
 use serde_json::json;
-use warp::Filter;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use warp::http::{HeaderValue, Method, StatusCode};
+use warp::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use warp::path::Tail;
+use warp::{Filter, Rejection};
 
 use super::api::{RequestBody, Routed, Routes, reading};
 use super::problem::Problem;
-use super::{Response, headers};
+use super::{Limits, Response, headers};
+
+pub use operate::{Operate, Refusal, Verify, VerifyScope};
 
 /// What the daemon says of itself.
 pub trait Health: Send + Sync + 'static {
@@ -28,12 +33,51 @@ pub trait Health: Send + Sync + 'static {
     fn metrics(&self) -> String;
 }
 
-/// `/livez`, `/readyz`, `/metrics` and `/v1/status`, as the service of one connection.
-pub fn service<H: Health, I: RequestBody>(health: &Arc<H>) -> impl Routed<I> + use<H, I> {
-    TowerToHyperService::new(warp::service(routes(health)))
+/// What the routes share.
+pub struct Admin<H, O> {
+    health: Arc<H>,
+    operator: Arc<O>,
+    limits: Limits,
 }
 
-fn routes<H: Health>(health: &Arc<H>) -> impl Routes + use<H> {
+impl<H: Health, O: Operate> Admin<H, O> {
+    /// Routes to these.
+    pub fn new(health: Arc<H>, operator: Arc<O>, limits: Limits) -> Arc<Self> {
+        Arc::new(Admin { health, operator, limits })
+    }
+}
+
+/// The paths that are read and those that are posted to, for whoever asks otherwise.
+const ROUTES: &str = "the admin listener has GET /livez, /readyz, /metrics, /v1/status and /v1/explain/{entity}/{key}, \
+                      and POST /v1/verify and /v1/resync";
+
+/// `/livez`, `/readyz`, `/metrics`, `/v1/status`, `/v1/explain/...`, `/v1/verify` and `/v1/resync`, as the service of
+/// one connection.
+pub fn service<H: Health, O: Operate, I: RequestBody>(admin: &Arc<Admin<H, O>>) -> impl Routed<I> + use<H, O, I> {
+    TowerToHyperService::new(warp::service(routes(admin)))
+}
+
+fn routes<H: Health, O: Operate>(admin: &Arc<Admin<H, O>>) -> impl Routes + use<H, O> {
+    let told = told(&admin.health).or(explained(&admin.operator)).unify();
+    let get =
+        reading().and(told).map(|head: bool, response| if head { headers::without_body(response) } else { response });
+    let post = posted(admin);
+    let path = warp::path::full();
+    let other = warp::method().and(path).map(|method: Method, path: warp::path::FullPath| {
+        let response = match path.as_str() {
+            "/livez" | "/readyz" | "/metrics" | "/v1/status" => Problem::method_not_allowed("GET, HEAD"),
+            path if path.starts_with("/v1/explain/") => Problem::method_not_allowed("GET, HEAD"),
+            "/v1/verify" | "/v1/resync" => Problem::method_not_allowed("POST"),
+            _ => Problem::no_route(ROUTES),
+        }
+        .into_response();
+        if method == Method::HEAD { headers::without_body(response) } else { response }
+    });
+    get.or(post).unify().or(other).unify()
+}
+
+/// What is told at once.
+fn told<H: Health>(health: &Arc<H>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + use<H> {
     let live = warp::path!("livez").map(|| plain(StatusCode::OK, "text/plain; charset=utf-8", "ok\n"));
     let ready = {
         let health = health.clone();
@@ -51,24 +95,45 @@ fn routes<H: Health>(health: &Arc<H>) -> impl Routes + use<H> {
         let health = health.clone();
         warp::path!("v1" / "status").map(move || document(StatusCode::OK, &health.status()))
     };
+    live.or(ready).unify().or(metrics).unify().or(status).unify()
+}
 
-    let known = live.or(ready).unify().or(metrics).unify().or(status).unify();
-    let get =
-        reading().and(known).map(|head: bool, response| if head { headers::without_body(response) } else { response });
-    let other_method = warp::path!("livez")
-        .or(warp::path!("readyz"))
-        .unify()
-        .or(warp::path!("metrics"))
-        .unify()
-        .or(warp::path!("v1" / "status"))
-        .unify()
-        .map(|| Problem::method_not_allowed("GET, HEAD").into_response());
-    let unknown = warp::method().map(|method: Method| {
-        let detail = "the admin listener has /livez, /readyz, /metrics and /v1/status";
-        let response = Problem::no_route(detail).into_response();
-        if method == Method::HEAD { headers::without_body(response) } else { response }
-    });
-    get.or(other_method).unify().or(unknown).unify()
+fn explained<O: Operate>(operator: &Arc<O>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + use<O> {
+    let operator = operator.clone();
+    warp::path("v1").and(warp::path("explain")).and(warp::path::tail()).then(move |path: Tail| {
+        let operator = operator.clone();
+        async move {
+            let explained = operate::explain(&*operator, path.as_str()).await;
+            explained.map_or_else(Problem::into_response, |body| plain(StatusCode::OK, "application/json", body))
+        }
+    })
+}
+
+fn posted<H: Health, O: Operate>(
+    admin: &Arc<Admin<H, O>>,
+) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + use<H, O> {
+    let sent = || warp::post().and(warp::header::headers_cloned()).and(warp::body::stream());
+    let verify = {
+        let admin = admin.clone();
+        warp::path!("v1" / "verify").and(sent()).then(move |request: HeaderMap, body| {
+            let admin = admin.clone();
+            async move {
+                let report = operate::verify(&*admin.operator, &request, body, &admin.limits).await;
+                report.map_or_else(Problem::into_response, |body| plain(StatusCode::OK, "application/json", body))
+            }
+        })
+    };
+    let resync = {
+        let admin = admin.clone();
+        warp::path!("v1" / "resync").and(sent()).then(move |request: HeaderMap, body| {
+            let admin = admin.clone();
+            async move {
+                let done = operate::resync(&*admin.operator, &request, body, &admin.limits).await;
+                done.map_or_else(Problem::into_response, |body| document(StatusCode::OK, &body))
+            }
+        })
+    };
+    verify.or(resync).unify()
 }
 
 fn document(status: StatusCode, value: &serde_json::Value) -> Response {

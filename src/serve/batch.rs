@@ -148,7 +148,7 @@ fn key_text(raw: &RawValue) -> Option<Cow<'_, str>> {
 }
 
 /// A body without a type is taken for JSON; anything else must say that it is.
-fn expect_json(request: &HeaderMap) -> Result<(), Problem> {
+pub(super) fn expect_json(request: &HeaderMap) -> Result<(), Problem> {
     if let Some(coding) = request.get(CONTENT_ENCODING)
         && !coding.as_bytes().eq_ignore_ascii_case(b"identity")
     {
@@ -164,7 +164,7 @@ fn expect_json(request: &HeaderMap) -> Result<(), Problem> {
 }
 
 /// Reads the body, but never more of it than is allowed, nor for longer.
-async fn collect(
+pub(super) async fn collect(
     request: &HeaderMap,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
     limits: &Limits,

@@ -5,10 +5,11 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use bytes::Bytes;
-use warp::http::header::{AGE, CACHE_CONTROL, CONTENT_LENGTH, IF_NONE_MATCH};
+use warp::http::header::{AGE, CONTENT_LENGTH, IF_NONE_MATCH};
 use warp::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::Response;
+use super::cache_control::CacheControl;
 use super::problem::Problem;
 use crate::cache::answer::{Answer, Demand, Outcome};
 use crate::lsn::Lsn;
@@ -28,13 +29,14 @@ const MAX_HEADERS: usize = 32 * 1024;
 ///
 /// # Errors
 /// Headers that are too long in total, and an `X-Min-LSN` that is none. An unknown or malformed preference is
-/// ignored, as RFC 7240 wants it.
+/// ignored, as RFC 7240 wants it; for `Cache-Control` see [`super::cache_control`].
 pub fn demand(headers: &HeaderMap) -> Result<Demand, Problem> {
     let total: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     if total > MAX_HEADERS {
         return Err(Problem::headers_too_large(MAX_HEADERS));
     }
-    Ok(Demand { min_lsn: min_lsn(headers)?, wait: wait(headers), fresh: no_cache(headers) })
+    let CacheControl { fresh, max_age, max_stale } = CacheControl::of(headers);
+    Ok(Demand { min_lsn: min_lsn(headers)?, wait: wait(headers), fresh, max_age, max_stale })
 }
 
 fn min_lsn(headers: &HeaderMap) -> Result<Option<Lsn>, Problem> {
@@ -56,14 +58,6 @@ fn wait(headers: &HeaderMap) -> Option<Duration> {
         name.trim().eq_ignore_ascii_case("wait").then(|| value.trim().trim_matches('"'))
     })?;
     wait.bytes().all(|b| b.is_ascii_digit()).then(|| wait.parse().ok().map(Duration::from_millis)).flatten()
-}
-
-fn no_cache(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(CACHE_CONTROL)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
-        .any(|directive| directive.trim_ascii().eq_ignore_ascii_case(b"no-cache"))
 }
 
 /// The strong entity tag of a value.
@@ -133,7 +127,8 @@ impl Provenance {
                 headers.insert(&CACHE_STATUS, HeaderValue::from_static(cache_status));
             }
             Some(age) => {
-                let age = age.as_secs();
+                // Rounded up: it is a promise.
+                let age = age.as_secs() + u64::from(age.subsec_nanos() > 0);
                 headers.insert(&X_CACHE, HeaderValue::from_static("STALE"));
                 // Freshness lifetime is zero, so what remains of it is the age below zero.
                 headers.insert(&CACHE_STATUS, ascii(format!("{cache_status}; ttl=-{age}").as_bytes()));
@@ -208,11 +203,14 @@ mod tests {
     fn demands_are_read() {
         let plain = demand(&of(&[])).unwrap();
         assert!(plain.min_lsn.is_none() && plain.wait.is_none() && !plain.fresh);
-        let all = [("x-min-lsn", "1/A"), ("prefer", "return=minimal, Wait=250; x=1"), ("cache-control", "a, No-Cache")];
+        assert!(plain.max_age.is_none() && plain.max_stale.is_none());
+        let cache_control = ("cache-control", "a, No-Cache, max-age=7, max-stale=2");
+        let all = [("x-min-lsn", "1/A"), ("prefer", "return=minimal, Wait=250; x=1"), cache_control];
         let all = demand(&of(&all)).unwrap();
         assert_eq!(all.min_lsn, Some(Lsn::from_u64(0x1_0000_000A)));
         assert_eq!(all.wait, Some(Duration::from_millis(250)));
         assert!(all.fresh);
+        assert_eq!((all.max_age, all.max_stale), (Some(Duration::from_secs(7)), Some(Duration::from_secs(2))));
         for bad in ["", "16", "x/y", "0/1, 0/2"] {
             assert_eq!(demand(&of(&[("x-min-lsn", bad)])).unwrap_err().status, 400, "{bad}");
         }
@@ -243,7 +241,7 @@ mod tests {
             applied: Lsn::from_u64(applied),
             read: Lsn::from_u64(read),
         };
-        let both = of(Outcome::Bypass, None, 5, 9).and(of(Outcome::HitL1, Some(Duration::from_secs(3)), 4, 7));
+        let both = of(Outcome::Bypass, None, 5, 9).and(of(Outcome::HitL1, Some(Duration::from_millis(2001)), 4, 7));
         let mut headers = HeaderMap::new();
         both.write(&mut headers, &Demand::default());
         assert_eq!(headers["x-applied-lsn"], "0/4");

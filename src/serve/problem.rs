@@ -135,12 +135,18 @@ impl Problem {
             ReadError::SourceUnavailable => ("source-unavailable", "Database unavailable", 2),
             ReadError::SourceTimeout(_) => ("source-timeout", "Database timeout", 1),
             ReadError::Overloaded => ("overloaded", "Overloaded", 1),
+            ReadError::TooStale { .. } => ("too-stale", "Too stale, and the database cannot be read", 2),
             ReadError::LsnAhead { .. } => ("lsn-ahead", "LSN ahead of the database", 1),
             // It takes somebody to grant a right or to mend the table.
             ReadError::Refused(_) => ("query-refused", "Query refused by the database", 30),
         };
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, title, error.to_string())
             .retry_after(Duration::from_secs(after))
+    }
+
+    /// The operator's request cannot be carried out now.
+    pub fn not_now(kind: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, title, detail).retry_after(Duration::from_secs(2))
     }
 
     /// The response. It is not to be stored: whatever is wrong may be right the next time.

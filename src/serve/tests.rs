@@ -1,5 +1,7 @@
 //! The API over a read path that answers from a table, in memory and over real sockets.
 
+mod operators;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -70,6 +72,10 @@ impl Table {
             "down" => return Err(ReadError::SourceUnavailable),
             "slow-source" => return Err(ReadError::SourceTimeout(Duration::from_secs(2))),
             "overload" => return Err(ReadError::Overloaded),
+            "old" => {
+                let (age, limit) = (Duration::from_millis(12_345), Duration::from_secs(10));
+                return Err(ReadError::TooStale { age, limit, why: Box::new(ReadError::SourceUnavailable) });
+            }
             "refused" => return Err(ReadError::Refused("42501".into())),
             "ahead" => {
                 return Err(ReadError::LsnAhead { demanded: Lsn::from_u64(0xFF), current: Lsn::from_u64(0x10) });
@@ -241,6 +247,7 @@ async fn reads_without_an_answer_are_503_with_retry_after() {
         ("down", "source-unavailable"),
         ("slow-source", "source-timeout"),
         ("overload", "overloaded"),
+        ("old", "too-stale"),
         ("ahead", "lsn-ahead"),
         ("refused", "query-refused"),
     ] {
@@ -254,13 +261,14 @@ async fn reads_without_an_answer_are_503_with_retry_after() {
 #[tokio::test]
 async fn demands_reach_the_read_path() {
     let api = table();
-    let headers = [("x-min-lsn", "0/AB"), ("prefer", "wait=250")];
+    let headers = [("x-min-lsn", "0/AB"), ("prefer", "wait=250"), ("cache-control", "max-age=9, max-stale")];
     let got = ask_of(api::service(&api), "GET", "/v1/note/l2", &headers, "").await;
     assert_eq!(got.headers["preference-applied"], "wait=250");
     // L1 is asked with the same demand before the rest.
     for demand in api.reads.demands.lock().drain(..) {
         assert_eq!(demand.min_lsn, Some(Lsn::from_u64(0xAB)));
         assert_eq!(demand.wait, Some(Duration::from_millis(250)));
+        assert_eq!((demand.max_age, demand.max_stale), (Some(Duration::from_secs(9)), Some(Duration::MAX)));
         assert!(!demand.fresh);
     }
     let before = api.reads.l1_lookups.load(Ordering::Relaxed);
@@ -387,48 +395,6 @@ async fn a_bad_batch_is_refused_as_a_whole() {
         assert_eq!(got.headers["accept"], "application/json");
     }
     ask("POST", "/v1/note/batch", &[("x-min-lsn", "1")], r#"{"keys":[]}"#).await.is_problem(400, "malformed-header");
-}
-
-struct Fixed(Result<(), Vec<String>>);
-
-impl admin::Health for Fixed {
-    fn ready(&self) -> Result<(), Vec<String>> {
-        self.0.clone()
-    }
-
-    fn status(&self) -> Value {
-        json!({ "leader": true })
-    }
-
-    fn metrics(&self) -> String {
-        "walcache_leader 1\n".into()
-    }
-}
-
-#[tokio::test]
-async fn the_admin_listener_tells_how_things_stand() {
-    let well = || admin::service(&Arc::new(Fixed(Ok(()))));
-    let ill = admin::service(&Arc::new(Fixed(Err(vec!["replication is not connected".into()]))));
-    let got = ask_of(well(), "GET", "/livez", &[], "").await;
-    assert_eq!((got.status, &got.body[..]), (200, &b"ok\n"[..]));
-    let got = ask_of(well(), "GET", "/readyz", &[], "").await;
-    assert_eq!((got.status, got.json()), (200, json!({"ready": true})));
-    let got = ask_of(ill, "GET", "/readyz", &[], "").await;
-    assert_eq!((got.status, got.json()), (503, json!({"ready": false, "reasons": ["replication is not connected"]})));
-    let got = ask_of(well(), "GET", "/metrics", &[], "").await;
-    assert_eq!(got.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
-    assert_eq!(&got.body[..], b"walcache_leader 1\n");
-    let got = ask_of(well(), "HEAD", "/metrics", &[], "").await;
-    assert_eq!((got.status, got.body.len(), &got.headers["content-length"]), (200, 0, &"18".parse().unwrap()));
-    let got = ask_of(well(), "GET", "/v1/status", &[], "").await;
-    assert_eq!(
-        (&got.headers["content-type"], got.json()),
-        (&"application/json".parse().unwrap(), json!({"leader": true}))
-    );
-    ask_of(well(), "GET", "/v1/note/1", &[], "").await.is_problem(404, "no-route");
-    let got = ask_of(well(), "POST", "/readyz", &[], "").await;
-    got.is_problem(405, "method-not-allowed");
-    assert_eq!(got.headers["allow"], "GET, HEAD");
 }
 
 struct Server {

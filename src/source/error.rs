@@ -49,6 +49,17 @@ pub enum SourceError {
         /// The failure, with its SQLSTATE where the server gave one.
         error: tokio_postgres::Error,
     },
+    /// Another kind of slot stands under the configured name.
+    #[error("slot {slot} {what}")]
+    ForeignSlot {
+        /// The slot.
+        slot: String,
+        /// What it is, as the rest of the sentence.
+        what: String,
+    },
+    /// The slot was dropped just after it was looked up.
+    #[error("slot {0} is gone")]
+    SlotGone(String),
     /// The pool of connections cannot be used.
     #[error("connection pool: {0}")]
     Pool(String),
@@ -154,7 +165,11 @@ impl SourceError {
                 Verdict::operator(EXIT_CONFIG, "correct sslrootcert in source.url: a file of certificates in PEM")
             }
             SourceError::Tls(_) => Verdict::operator(EXIT_CONFIG, "correct sslmode in source.url"),
-            SourceError::Timeout { .. } | SourceError::Pool(_) => Verdict::Retry,
+            SourceError::ForeignSlot { .. } => Verdict::operator(
+                EXIT_CONFIG,
+                "choose another source.slot, or drop this one if nobody else reads it: `walcache run` makes another",
+            ),
+            SourceError::Timeout { .. } | SourceError::Pool(_) | SourceError::SlotGone(_) => Verdict::Retry,
             SourceError::Postgres { error, .. } => of_connection(error),
         }
     }

@@ -11,34 +11,37 @@ use walcache::lsn::Lsn;
 
 use crate::harness::Stage;
 
-fn hierarchy(stage: &Stage) -> Hierarchy {
+fn l2(stage: &Stage) -> L2 {
     let second = Duration::from_secs(1);
-    let l2 = L2::new(l2::Config {
+    L2::new(l2::Config {
         url: stage.l2_url(),
         prefix: String::new(),
         response_timeout: second,
         connect_timeout: second,
         lease_ttl: second,
         lease_wait: second,
-    });
-    Hierarchy { entities: Vec::new(), l1: None, l2: l2.unwrap().into(), watermark: Watermark::default() }
+    })
+    .unwrap()
 }
 
 struct Claimant {
     source: tokio_postgres::Client,
     hierarchy: Hierarchy,
+    l2: L2,
     scripts: Scripts,
 }
 
 impl Claimant {
     async fn new(stage: &Stage) -> Claimant {
         stage.execute("CREATE SCHEMA walcache; CREATE SEQUENCE walcache.epoch").await;
-        Claimant { source: stage.sql().await, hierarchy: hierarchy(stage), scripts: Scripts::default() }
+        let hierarchy = Hierarchy { entities: Vec::new(), l1: None, l2: None, watermark: Watermark::default() };
+        Claimant { source: stage.sql().await, hierarchy, l2: l2(stage), scripts: Scripts::default() }
     }
 
     async fn claim(&self, source: &str, applied: u64) -> Claim {
-        let position = Position { source, applied: Lsn::from_u64(applied), broken: None };
-        claim(&self.hierarchy, &self.scripts, &self.source, &position).await.unwrap()
+        let position = Position { source, applied: Lsn::from_u64(applied), broken: None, missed: None };
+        let connection = self.l2.connect().await.unwrap();
+        claim(connection, &self.hierarchy, &self.l2, &self.scripts, &self.source, &position).await.unwrap()
     }
 }
 
@@ -60,12 +63,27 @@ async fn a_server_that_went_back_is_not_marked_as_done() {
     let mut claim = claimant.claim("cluster/1/db/slot", 1000).await;
     let done = |lsn: u64| [("done".to_owned(), Lsn::from_u64(lsn).hex16().to_vec())];
     let acknowledged = Some(Lsn::from_u64(1000));
-    claim.set(&claimant.hierarchy, &claimant.scripts, acknowledged, &done(2000)).await.unwrap();
+    claim.set(&claimant.l2, &claimant.scripts, acknowledged, &done(2000)).await.unwrap();
     // As after a full resynchronisation from a server that missed some writes: connections stay, data goes.
     let mut l2 = stage.l2().await;
-    let fence = &claimant.hierarchy.l2.fence_key;
+    let fence = &claimant.l2.fence_key;
     redis::cmd("HSET").arg(fence).arg("done").arg(&Lsn::from_u64(1000).hex16()).exec_async(&mut l2).await.unwrap();
     let acknowledged = Some(Lsn::from_u64(2000));
-    let refused = claim.set(&claimant.hierarchy, &claimant.scripts, acknowledged, &done(3000)).await;
+    let refused = claim.set(&claimant.l2, &claimant.scripts, acknowledged, &done(3000)).await;
     assert!(matches!(refused, Err(ApplyError::WentBack)), "{refused:?}");
+}
+
+/// On a promoted standby that lacks the sequence's last record, numbers would come again.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_epoch_or_generation_comes_twice() {
+    let stage = Stage::shared("claim_sequence").await;
+    let claimant = Claimant::new(&stage).await;
+    let mut claim = claimant.claim("cluster/1/db/slot", 1000).await;
+    let raised = [("gen:product".to_owned(), Lsn::from_u64(77).hex16().to_vec())];
+    claim.set(&claimant.l2, &claimant.scripts, None, &raised).await.unwrap();
+    stage.execute("SELECT setval('walcache.epoch', 1, false)").await;
+    let next = claimant.claim("cluster/2/db/slot", 900).await;
+    assert_eq!(next.epoch, Lsn::from_u64(78).hex16());
+    let stale = claim.set(&claimant.l2, &claimant.scripts, None, &raised).await;
+    assert!(matches!(stale, Err(ApplyError::Fenced)), "{stale:?}");
 }

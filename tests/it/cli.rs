@@ -208,7 +208,7 @@ async fn setup_prints_then_applies_then_has_nothing_to_do() {
 
     let applied = cli(&config, &["setup", "--apply"], &[]).await;
     ended(&applied, 0, &[&format!("applied: {publication}"), &slot, "check: errors 0"]);
-    ended(&cli(&config, &["check"], &[]).await, 0, &["configuration and database: entities 1, errors 0"]);
+    ended(&cli(&config, &["check"], &[]).await, 0, &["configuration, database and Redis: entities 1, errors 0"]);
     ended(&cli(&config, &["setup", "--apply"], &[]).await, 0, &["nothing to do"]);
     ended(&cli(&config, &["setup"], &[]).await, 0, &["nothing to do"]);
 
@@ -223,4 +223,16 @@ async fn setup_prints_then_applies_then_has_nothing_to_do() {
     daemon.wait_ready().await;
     daemon.http().get("/v1/product/1").await.expect(200);
     assert!(daemon.terminate().await.success());
+}
+
+#[tokio::test]
+async fn a_redis_that_cannot_be_asked() {
+    let stage = stage("no_redis").await;
+    let config = product(stage.config());
+    ended(&cli(&config, &["setup", "--apply"], &[]).await, 0, &["errors 0"]);
+    let nowhere = format!("redis://:hidden@127.0.0.1:{}", walcache::sandbox::free_port());
+    let finished = cli(&config.clone().set("l2", "url", nowhere), &["check"], &[]).await;
+    ended(&finished, 1, &["l2_unavailable", "l2.url"]);
+    assert!(!format!("{finished:?}").contains("hidden"), "{finished:?}");
+    ended(&cli(&config.without("l2"), &["check"], &[]).await, 0, &["cached in process only", "errors 0"]);
 }

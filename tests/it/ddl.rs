@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Entity, Response, Scene, eventually};
+use crate::harness::{Daemon, Entity, Response, Scene, current_lsn, eventually};
 
 async fn scene(name: &str) -> Scene {
     let schema = "CREATE TABLE items (id int PRIMARY KEY, name text, price numeric(10,2));
@@ -37,6 +37,36 @@ async fn values_rewritten_by_alter_table_are_not_served_as_they_were() {
     scene.write("ALTER TABLE items ADD added int DEFAULT 7; UPDATE items SET name = 'x' WHERE id = 1").await;
     becomes(&scene, |r| r.json()["added"] == 7 && r.json()["name"] == "x").await;
     scene.verify().await;
+}
+
+/// 5: what was changed before the gap is still in the stream when the table is published again, and what was changed in
+/// the gap is not: the former must not refresh what the latter has made out of date.
+#[tokio::test]
+async fn changes_of_before_a_gap_refresh_nothing() {
+    for (name, close, open) in [
+        ("ddl_gap", "DROP TABLE items", "ADD TABLE items"),
+        ("ddl_silenced", "SET (publish = 'truncate')", "SET (publish = 'insert, update, delete, truncate')"),
+    ] {
+        let scene = scene(name).await;
+        scene.warm("item/1").await;
+        scene.daemon.kill().await;
+        let alter = format!("ALTER PUBLICATION {}", scene.stage.name);
+        for step in [
+            "UPDATE items SET name = 'of before' WHERE id = 1",
+            &format!("{alter} {close}"),
+            "UPDATE items SET name = 'of the gap' WHERE id = 1",
+            &format!("{alter} {open}"),
+        ] {
+            scene.sql.batch_execute(step).await.unwrap();
+        }
+        let daemon = Daemon::start(&scene.config).await;
+        daemon.wait_ready().await;
+        daemon.wait_applied(current_lsn(&scene.sql).await).await;
+        for _ in 0..2 {
+            let response = daemon.http().get("/v1/item/1").await.expect(200);
+            assert_eq!(response.json()["name"], "of the gap", "{name}: {response:?}");
+        }
+    }
 }
 
 #[tokio::test]

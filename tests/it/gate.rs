@@ -9,10 +9,10 @@ use walcache::sandbox::{PostgresOptions, RedisOptions};
 use crate::harness::{Raw, Shop, current_lsn, eventually, servable, version};
 
 /// No standby ever connects under this name.
-const NOBODY: &str = "ALTER SYSTEM SET synchronous_standby_names = 'nobody'";
-const ANYBODY: &str = "ALTER SYSTEM SET synchronous_standby_names = ''";
+pub const NOBODY: &str = "ALTER SYSTEM SET synchronous_standby_names = 'nobody'";
+pub const ANYBODY: &str = "ALTER SYSTEM SET synchronous_standby_names = ''";
 
-async fn switch(sql: &Client, to: &str) {
+pub async fn switch(sql: &Client, to: &str) {
     sql.batch_execute(to).await.unwrap();
     sql.batch_execute("SELECT pg_reload_conf()").await.unwrap();
     let expected = if to == NOBODY { "nobody" } else { "" };
@@ -24,12 +24,12 @@ async fn switch(sql: &Client, to: &str) {
     .await;
 }
 
-async fn waiting_commits(sql: &Client) -> i64 {
+pub async fn waiting_commits(sql: &Client) -> i64 {
     let query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
     sql.query_one(query, &[]).await.unwrap().get(0)
 }
 
-async fn received(daemon: &crate::harness::Daemon) -> Lsn {
+pub async fn received(daemon: &crate::harness::Daemon) -> Lsn {
     let status = daemon.status().await;
     status["replication"]["received_lsn"].as_str().and_then(|t| t.parse().ok()).unwrap_or_default()
 }

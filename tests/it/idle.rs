@@ -1,8 +1,9 @@
-//! Idle tables in a busy cluster, and two daemons on one slot.
+//! Faults 15 and 24: idle tables in a busy cluster, and two daemons on one slot.
 
 use crate::harness::{Daemon, Shop, current_lsn, eventually};
 use walcache::sandbox::free_port;
 
+/// 15: the slot advances with what others write, and with heartbeats.
 #[tokio::test]
 async fn an_idle_slot_advances_while_others_write() {
     let shop = Shop::new("idle").await;
@@ -32,6 +33,7 @@ async fn an_idle_slot_advances_while_others_write() {
     assert!(daemon.status().await["lag_seconds"].as_f64().unwrap() < 5.0);
 }
 
+/// 24: the second daemon waits, and takes over when the first is killed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_daemon_waits_and_takes_over() {
     let shop = Shop::new("two").await;
@@ -66,7 +68,7 @@ async fn a_second_daemon_waits_and_takes_over() {
     }
 }
 
-/// The leader is paused, its connection to the slot ended, another takes over; then it is resumed.
+/// 24: the leader is paused, its connection to the slot ended, another takes over; then it is resumed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_and_resumed_leader_writes_nothing() {
     let shop = Shop::new("zombie").await;

@@ -1,4 +1,4 @@
-//! A fill that is overtaken by an event on its key is not published.
+//! Fault 23: a fill that is overtaken by an event on its key is not published.
 
 use walcache::lsn::Lsn;
 
@@ -18,7 +18,7 @@ async fn read(http: Http, path: &'static str) -> Option<i64> {
 
 /// Makes fills wait in the middle for as long as somebody holds an advisory lock: their snapshot is taken, the row is
 /// read, its JSON is not made yet. `row_to_json` goes through a cast for types that have one.
-async fn slow_reads(shop: &Shop) {
+pub async fn slow_reads(shop: &Shop) {
     shop.stage
         .execute(
             "CREATE TYPE pace AS ENUM ('slow', 'fast');
@@ -86,21 +86,25 @@ async fn overtaken(name: &str, event: &str, expected: Option<i64>) {
     shop.equals_postgres(&daemon).await;
 }
 
+/// 23.
 #[tokio::test]
 async fn by_an_update() {
     overtaken("overtaken_update", "UPDATE counters SET version = 11 WHERE id = 1", Some(11)).await;
 }
 
+/// 23.
 #[tokio::test]
 async fn by_a_delete() {
     overtaken("overtaken_delete", "DELETE FROM counters WHERE id = 1", None).await;
 }
 
+/// 23 and 8.
 #[tokio::test]
 async fn by_a_change_of_the_key() {
     overtaken("overtaken_key", "UPDATE counters SET id = 99 WHERE id = 1", None).await;
 }
 
+/// 23 and 6.
 #[tokio::test]
 async fn by_a_truncate() {
     // TRUNCATE waits for the fill's lock on the table, so nothing can be in between: it must only end well.

@@ -1,4 +1,5 @@
-//! Postgres crashes, goes away and comes back, and loses the slot.
+//! Faults 2, 3 and 4: Postgres crashes, goes away and comes back, and loses the slot. (Away for long: see `away`; other
+//! ways to lose the slot: see `slot_faults`.)
 
 use std::time::{Duration, Instant};
 
@@ -6,6 +7,7 @@ use walcache::sandbox::{PostgresOptions, RedisOptions, StopMode};
 
 use crate::harness::{Shop, eventually, version};
 
+/// 2: killed, stopped at once and stopped in order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crashes_and_recovers_under_load() {
     let shop = Shop::new("pg_crash").await;
@@ -28,6 +30,7 @@ async fn crashes_and_recovers_under_load() {
     assert_eq!(daemon.pid(), pid, "the daemon did not exit");
 }
 
+/// 3: hits are served and marked; misses fail fast.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn away_hits_go_on_and_misses_fail_fast() {
     let mut shop = Shop::new("pg_away").await;
@@ -68,7 +71,7 @@ async fn away_hits_go_on_and_misses_fail_fast() {
     assert!(response.header("x-cache").starts_with("HIT"), "{:?}", response.headers);
 }
 
-/// Paused rather than gone: connections stay open, and nothing answers.
+/// 3: paused rather than gone: connections stay open, and nothing answers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn paused_hits_go_on_and_all_is_well_afterwards() {
     let mut shop = Shop::new("pg_pause").await;
@@ -101,6 +104,7 @@ async fn paused_hits_go_on_and_all_is_well_afterwards() {
     shop.equals_postgres(&daemon).await;
 }
 
+/// 4: dropped, while the daemon runs and while none does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_slot_is_dropped() {
     let shop = Shop::new("pg_slot").await;
@@ -148,7 +152,7 @@ async fn the_slot_is_dropped() {
     shop.equals_postgres(&daemon).await;
 }
 
-/// Somebody drops the slot and makes it anew, or moves it on: what lies between is in no stream.
+/// 4: somebody drops the slot and makes it anew, or moves it on: what lies between is in no stream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_slot_is_moved_by_somebody_else() {
     let shop = Shop::new("pg_moved").await;
@@ -172,13 +176,17 @@ async fn the_slot_is_moved_by_somebody_else() {
     }
 }
 
-/// A commit that did not wait for the disk is visible, is cached, and is gone after a crash: no event tells.
+/// 2: a commit that did not wait for the disk is visible, is cached, and is gone after a crash: no event tells.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_takes_back_asynchronous_commits() {
     let postgres = PostgresOptions::new().setting("wal_writer_delay", "10s").setting("autovacuum", "off");
     let mut shop = Shop::with("pg_async", postgres, RedisOptions::new()).await;
     // Nothing else flushes the log meanwhile.
-    shop.config = shop.config.set("source", "heartbeat_interval", "1h").set("source", "dead_after", "2h");
+    shop.config = shop.config.set("source", "heartbeat_interval", "1h").set("source", "dead_after", "2h").set(
+        "freshness",
+        "max_staleness",
+        "2h",
+    );
     let sql = shop.sql().await;
     sql.batch_execute("INSERT INTO counters VALUES (1, 1)").await.unwrap();
     let daemon = shop.daemon().await;

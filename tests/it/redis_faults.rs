@@ -1,10 +1,13 @@
-//! Redis is emptied, goes back, is away, does not answer, is full, or holds what others wrote.
+//! Faults 16, 17 and 18: Redis is emptied, goes back, fails over, is away, does not answer, is full, refuses writes, or
+//! holds what others wrote. (The network before it: see `redis_network`; away for long: see `outage`.)
 
 use std::time::{Duration, Instant};
 
-use walcache::sandbox::{PostgresOptions, RedisOptions, Restart};
+use walcache::sandbox::{PostgresOptions, Redis, RedisOptions, Restart, free_port};
 
-use crate::harness::{Daemon, Raw, Shop, current_lsn, eventually, servable, version};
+use std::sync::Arc;
+
+use crate::harness::{Daemon, Entity, Proxy, Raw, Shop, Stage, current_lsn, eventually, servable, version};
 
 async fn trusted(daemon: &Daemon) -> bool {
     daemon.status().await["l2"]["trusted"] == true
@@ -17,6 +20,7 @@ async fn until_trusted(daemon: &Daemon, wanted: bool) {
     .await;
 }
 
+/// 17: emptied.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restarted_empty_under_load() {
     let shop = Shop::new("redis_empty").await;
@@ -36,6 +40,7 @@ async fn restarted_empty_under_load() {
     assert!(compared.entries > 0, "{compared:?}");
 }
 
+/// 17: an old dump.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restarted_with_an_old_dump_under_load() {
     let shop = Shop::new("redis_dump").await;
@@ -56,7 +61,7 @@ async fn restarted_with_an_old_dump_under_load() {
     shop.equals_postgres(&daemon).await;
 }
 
-/// The dump is old, and nothing is written after the restart that would bring it to light.
+/// 17: the dump is old, and nothing is written after the restart that would bring it to light.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restarted_with_an_old_dump_while_nothing_is_written() {
     let shop = Shop::new("redis_dump_idle").await;
@@ -83,7 +88,7 @@ async fn restarted_with_an_old_dump_while_nothing_is_written() {
     shop.equals_postgres(&daemon).await;
 }
 
-/// As above, and the daemon is killed with it: nobody remembers what was acknowledged but the slot.
+/// 17: as above, and the daemon is killed with it: nobody remembers what was acknowledged but the slot.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restarted_with_an_old_dump_while_no_daemon_runs() {
     let shop = Shop::new("redis_dump_down").await;
@@ -101,6 +106,7 @@ async fn restarted_with_an_old_dump_while_no_daemon_runs() {
     shop.equals_postgres(&daemon).await;
 }
 
+/// 17: emptied, or the fence alone evicted, while connections last.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn flushed_under_load() {
     let shop = Shop::new("redis_flush").await;
@@ -125,6 +131,7 @@ async fn flushed_under_load() {
     shop.equals_postgres(&daemon).await;
 }
 
+/// 16: away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn away_for_a_while() {
     let shop = Shop::new("redis_away").await;
@@ -162,6 +169,7 @@ async fn away_for_a_while() {
     assert!(compared.entries > 0, "{compared:?}");
 }
 
+/// 16: open connections and no answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn paused_and_resumed() {
     let shop = Shop::new("redis_pause").await;
@@ -182,6 +190,7 @@ async fn paused_and_resumed() {
     shop.equals_postgres(&daemon).await;
 }
 
+/// 18: out of memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn out_of_memory() {
     let redis = RedisOptions::new().setting("maxmemory-policy", "noeviction");
@@ -204,6 +213,7 @@ async fn out_of_memory() {
     assert!(compared.entries > 0, "{compared:?}");
 }
 
+/// 18: evicting whatever it likes, the fence, too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn evicting_under_load() {
     let redis = RedisOptions::new().setting("maxmemory-policy", "allkeys-random");
@@ -222,6 +232,7 @@ async fn evicting_under_load() {
     shop.equals_postgres(&daemon).await;
 }
 
+/// 17: somebody else writes to our keys.
 #[tokio::test]
 async fn foreign_values_at_our_keys_are_healed() {
     let mut shop = Shop::new("redis_foreign").await;
@@ -262,7 +273,7 @@ async fn foreign_values_at_our_keys_are_healed() {
     }
 }
 
-/// O4 to the byte: a commit that Redis cannot take is not confirmed, however often the position is reported.
+/// 16, O4 to the byte: a commit that Redis cannot take is not confirmed, however often the position is reported.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_confirmed_that_redis_has_not_taken() {
     let shop = Shop::new("redis_confirm").await;
@@ -291,4 +302,190 @@ async fn nothing_is_confirmed_that_redis_has_not_taken() {
     shop.stage.redis.start_again(Restart::Empty).await.unwrap();
     until_trusted(&daemon, true).await;
     shop.equals_postgres(&daemon).await;
+}
+
+/// A replica of the shop's Redis, in step with it.
+async fn replica(shop: &Shop) -> Redis {
+    let replica = Redis::start(RedisOptions::new()).await.unwrap();
+    let mut connection = replica.connect().await.unwrap();
+    let port = shop.stage.redis.port().to_string();
+    redis::cmd("REPLICAOF").arg("127.0.0.1").arg(port).exec_async(&mut connection).await.unwrap();
+    eventually("be in step with the master", || async {
+        let info: String = redis::cmd("INFO").arg("replication").query_async(&mut connection.clone()).await.unwrap();
+        if info.contains("master_link_status:up") { Ok(()) } else { Err(info) }
+    })
+    .await;
+    replica
+}
+
+/// 17: failed over to a replica that missed writes; the daemon's connections are cut, or not even that: the old master
+/// goes on behind some of them for a moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failed_over_to_a_replica_that_missed_writes() {
+    let mut shop = Shop::new("redis_failover").await;
+    let proxy = Proxy::start(shop.stage.redis.port()).await;
+    let url = shop.stage.redis.url_at(proxy.port(), shop.stage.redis_database);
+    shop.config = shop.config.set("l2", "url", url);
+    let sql = shop.sql().await;
+    let daemon = shop.daemon().await;
+    let http = daemon.http();
+    let load = shop.load(&daemon, 19);
+    load.reads(200).await;
+    load.writes(50).await;
+    let replica = replica(&shop).await;
+    load.writes(30).await;
+    let mut promoted = replica.connect().await.unwrap();
+    redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec_async(&mut promoted).await.unwrap();
+    // Acknowledged by the old master, and known to it alone.
+    load.writes(80).await;
+    load.reads(50).await;
+    let done = load.stop().await;
+    assert_eq!(done.failed_reads, 0, "{done:?}");
+    let end = current_lsn(&sql).await;
+    sql.batch_execute("SELECT pg_logical_emit_message(true, '', '')").await.unwrap();
+    daemon.wait_applied(end).await;
+
+    let generation = async || daemon.status().await["entities"][0]["generation"].as_u64().unwrap();
+    let before = generation().await;
+    proxy.lead_to(replica.port());
+    proxy.cut();
+    // Nothing is written meanwhile: the first who may notice is a reader.
+    for id in 0..64 {
+        http.get(&format!("/v1/counter/{id}")).await;
+    }
+    eventually("notice that writes are lost", || async {
+        let now = generation().await;
+        if now > before { Ok(()) } else { Err(daemon.log()) }
+    })
+    .await;
+    until_trusted(&daemon, true).await;
+    let on_replica = Shop {
+        stage: Arc::new(Stage {
+            postgres: shop.stage.postgres.clone(),
+            redis: Arc::new(replica),
+            name: shop.stage.name.clone(),
+            redis_database: shop.stage.redis_database,
+        }),
+        config: shop.config.clone(),
+        histories: shop.histories.clone(),
+    };
+    on_replica.equals_postgres(&daemon).await;
+    let load = on_replica.load(&daemon, 20);
+    load.writes(50).await;
+    load.reads(100).await;
+    let done = load.stop().await;
+    assert_eq!(done.failed_reads, 0, "{done:?}");
+    let compared = on_replica.equals_postgres(&daemon).await;
+    assert!(compared.entries > 0, "{compared:?}");
+}
+
+/// 18: made a replica of nobody for a while: it answers reads and refuses writes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn read_only_for_a_while() {
+    let shop = Shop::new("redis_readonly").await;
+    let daemon = shop.daemon().await;
+    let load = shop.load(&daemon, 24);
+    let mut raw = Raw::connect(&shop.stage).await.unwrap();
+    let nobody = free_port().to_string();
+    for _ in 0..3 {
+        load.reads(100).await;
+        raw.run(&["REPLICAOF", "127.0.0.1", &nobody]).await.unwrap();
+        let refused = raw.run(&["SET", "x", "y"]).await.unwrap_err();
+        assert_eq!(refused.code(), Some("READONLY"));
+        load.writes(60).await;
+        load.reads(60).await;
+        raw.run(&["REPLICAOF", "NO", "ONE"]).await.unwrap();
+        until_trusted(&daemon, true).await;
+        load.writes(20).await;
+    }
+    let done = load.stop().await;
+    assert_eq!(done.failed_reads, 0, "{done:?}");
+    let compared = shop.equals_postgres(&daemon).await;
+    assert!(compared.entries > 0, "{compared:?}");
+}
+
+/// 18: evicting only what expires. The fence does not: it stays, and with it the generation.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn evicting_what_expires_under_load() {
+    let redis = RedisOptions::new().setting("maxmemory-policy", "volatile-random");
+    let shop = Shop::with("redis_volatile", PostgresOptions::new(), redis).await;
+    let daemon = shop.daemon().await;
+    let generation = async || daemon.status().await["entities"][0]["generation"].as_u64().unwrap();
+    let before = generation().await;
+    let load = shop.load(&daemon, 25);
+    let mut raw = Raw::connect(&shop.stage).await.unwrap();
+    for _ in 0..10 {
+        load.reads(40).await;
+        raw.run(&["CONFIG", "SET", "maxmemory", "1"]).await.unwrap();
+        // Everything that can go goes, and then writes are refused.
+        assert!(raw.run(&["SET", "x", "y"]).await.is_err());
+        load.writes(10).await;
+        raw.run(&["CONFIG", "SET", "maxmemory", "0"]).await.unwrap();
+    }
+    load.writes(20).await;
+    let done = load.stop().await;
+    assert_eq!(done.failed_reads, 0, "{done:?}");
+    shop.equals_postgres(&daemon).await;
+    assert_eq!(generation().await, before, "{}", daemon.log());
+}
+
+/// 18, to the single write: an entry is there, Redis is full or takes no writes, the row changes. Where it is full, what
+/// keeps entries current is written all the same. Where it takes no writes, nobody is told that the entry is current, and
+/// nothing is confirmed; as soon as writes are taken, the entry is replaced or gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_invalidation_that_could_not_be_written_is_not_lost() {
+    let nobody = free_port().to_string();
+    let full: (&[&str], &[&str], bool) =
+        (&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"], true);
+    let read_only: (&[&str], &[&str], bool) =
+        (&["REPLICAOF", "127.0.0.1", &nobody], &["REPLICAOF", "NO", "ONE"], false);
+    for on_change in ["refresh", "invalidate"] {
+        let redis = RedisOptions::new().setting("maxmemory-policy", "noeviction");
+        let mut shop = Shop::with(&format!("redis_{on_change}"), PostgresOptions::new(), redis).await;
+        // An entity of its own beside the shop's: only its entries are looked at.
+        let entity = Entity::new("kept", "public.counters").set("on_change", on_change);
+        shop.config = shop.config.entity(entity).set("l1", "enabled", false).set("freshness", "min_lsn_wait", "100ms");
+        let sql = shop.sql().await;
+        let daemon = shop.daemon().await;
+        let http = daemon.http();
+        let mut raw = Raw::connect(&shop.stage).await.unwrap();
+        let mut value = 0;
+        for (breaks, mends, is_applied) in [full, read_only, full] {
+            value += 1;
+            let end = shop.put(&sql, 1, value).await;
+            daemon.wait_applied(end).await;
+            let cached = http.get("/v1/kept/1").await.expect(200);
+            assert_eq!(version(&cached.json()), Some(value));
+            raw.run(breaks).await.unwrap();
+            assert!(raw.run(&["SET", "x", "y"]).await.is_err(), "it takes writes");
+            let before = current_lsn(&sql).await;
+            value += 1;
+            let end = shop.put(&sql, 1, value).await;
+            sql.batch_execute("SELECT pg_logical_emit_message(true, '', '')").await.unwrap();
+            let headers = [("x-min-lsn", &*end.to_string())];
+            for _ in 0..3 {
+                let response = http.get_with("/v1/kept/1", &headers).await.expect(200);
+                assert_eq!(version(&response.json()), Some(value), "{:?}", response.headers);
+                let response = http.get("/v1/kept/1").await.expect(200);
+                let applied: walcache::lsn::Lsn = response.header("x-applied-lsn").parse().unwrap();
+                let found = version(&response.json()).unwrap();
+                assert!(found == value || (found == value - 1 && applied < end), "{found}: {:?}", response.headers);
+                let confirmed = shop.confirmed().await;
+                assert!(
+                    is_applied || confirmed <= before,
+                    "{confirmed} is confirmed, and nothing after {before} was written"
+                );
+            }
+            if is_applied {
+                daemon.wait_applied(end).await;
+            }
+            raw.run(mends).await.unwrap();
+            daemon.wait_applied(end).await;
+            if let Some(entry) = servable(&raw.look("kept:1").await.unwrap().unwrap(), "kept") {
+                assert_eq!(entry.version(), Some(value), "{on_change}, {breaks:?}: left stale in Redis");
+            }
+            assert_eq!(version(&http.get("/v1/kept/1").await.expect(200).json()), Some(value));
+        }
+        shop.equals_postgres(&daemon).await;
+    }
 }

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use walcache::sandbox::{Postgres, PostgresOptions, Redis, RedisOptions, RedisStop, Restart, StopMode};
 
-use crate::harness::{Proxy, Stage, current_lsn, eventually};
+use crate::harness::{Proxy, Stage, Way, current_lsn, eventually};
 
 /// Long enough to tell that nothing comes, on this machine, from something that is only slow.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -197,6 +197,69 @@ async fn the_proxy_breaks_connections_in_every_way() {
     // The end of one side reaches the other in order.
     stream.shutdown().await.unwrap();
     assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn the_proxy_silences_one_direction() {
+    for way in [Way::ToServer, Way::ToClient] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = Proxy::start(listener.local_addr().unwrap().port()).await;
+        let mut client = TcpStream::connect(("127.0.0.1", proxy.port())).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        proxy.halve(way);
+        client.write_all(b"c").await.unwrap();
+        server.write_all(b"s").await.unwrap();
+        let (heard, deaf) = if way == Way::ToServer { (&mut client, &mut server) } else { (&mut server, &mut client) };
+        heard.read_u8().await.unwrap();
+        assert!(timeout(SILENCE, deaf.read_u8()).await.is_err(), "{way:?} is not silent");
+        proxy.heal();
+        client.write_all(b"c").await.unwrap();
+        server.write_all(b"s").await.unwrap();
+        let (heard, deaf) = if way == Way::ToServer { (&mut client, &mut server) } else { (&mut server, &mut client) };
+        heard.read_u8().await.unwrap();
+        assert!(timeout(SILENCE, deaf.read_u8()).await.is_err(), "{way:?} lost data and goes on");
+    }
+}
+
+#[tokio::test]
+async fn the_proxy_tears_garbles_closes_and_leads_elsewhere() {
+    let proxy = Proxy::start(echo_server().await).await;
+    let connect = async || TcpStream::connect(("127.0.0.1", proxy.port())).await.unwrap();
+    for way in [Way::ToServer, Way::ToClient] {
+        let mut stream = connect().await;
+        assert_eq!(echo(&mut stream, b"a").await, Some(b'a'));
+        proxy.tear(way);
+        stream.write_all(b"12345678").await.unwrap();
+        let mut got = Vec::new();
+        let end = stream.read_to_end(&mut got).await;
+        assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "{way:?}");
+        // Towards the server, the echo of its half may be overtaken by the reset.
+        assert!(b"1234".starts_with(&got) && (way == Way::ToServer || got.len() == 4), "{way:?}: {got:?}");
+
+        let mut stream = connect().await;
+        assert_eq!(echo(&mut stream, b"a").await, Some(b'a'));
+        proxy.garble(way);
+        let noise = echo(&mut stream, b"b").await.unwrap();
+        assert!(noise >= 0x80, "{noise}");
+        assert_eq!(echo(&mut stream, b"c").await, Some(b'c'), "only one piece is garbled");
+    }
+    let mut stream = connect().await;
+    assert_eq!(echo(&mut stream, b"a").await, Some(b'a'));
+    proxy.close();
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "an end in order");
+
+    proxy.mute_after(1);
+    let mut stream = connect().await;
+    assert_eq!(echo(&mut stream, b"a").await, Some(b'a'));
+    assert_eq!(echo(&mut stream, b"b").await, None);
+    proxy.heal();
+    assert_eq!(echo(&mut stream, b"c").await, None, "a connection that lost data must not go on");
+    assert_eq!(echo(&mut connect().await, b"d").await, Some(b'd'));
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    proxy.lead_to(listener.local_addr().unwrap().port());
+    let (_client, (mut server, _)) = (connect().await, listener.accept().await.unwrap());
+    server.write_all(b"x").await.unwrap();
 }
 
 #[tokio::test]

@@ -37,6 +37,12 @@ impl Config {
         self
     }
 
+    /// Leaves `[section]` out.
+    pub fn without(mut self, section: &str) -> Self {
+        self.table.remove(section);
+        self
+    }
+
     /// Adds an entity.
     pub fn entity(mut self, entity: Entity) -> Self {
         self.entities.push(entity);

@@ -80,6 +80,11 @@ impl Daemon {
         &self.http
     }
 
+    /// `127.0.0.1:port` of the admin listener.
+    pub fn admin_address(&self) -> &str {
+        &self.admin
+    }
+
     /// `/v1/status`.
     pub async fn status(&self) -> Value {
         self.admin().get("/v1/status").await.expect(200).json()

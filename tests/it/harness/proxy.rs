@@ -1,9 +1,16 @@
 //! A TCP proxy that breaks the network on request.
+//!
+//! It does what networks, and the boxes in them, do to a connection: hold data back or delay it, lose everything from
+//! some moment on (in both directions, or in one: a half-open connection), cut a message in half, end the connection in
+//! order or with a reset, refuse new ones, or replace bytes. A gap in the middle of a connection that goes on is not
+//! among it: TCP itself rules that out, and neither Postgres' nor Redis' protocol could tell.
 
 use std::future::pending;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -19,13 +26,34 @@ pub struct Proxy {
     faults: watch::Sender<Faults>,
 }
 
+/// A direction of data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From whoever connected to the proxy.
+    ToServer,
+    /// From whom the proxy leads to.
+    ToClient,
+}
+
+/// Both directions.
+pub const WAYS: [Way; 2] = [Way::ToServer, Way::ToClient];
+
 #[derive(Debug, Clone, Copy)]
 struct Faults {
+    target: u16,
     mode: Mode,
     /// Added to every piece of data, in each direction.
     delay: Duration,
     /// Raised by each cut.
     cuts: u64,
+    /// Raised by each closing.
+    closings: u64,
+    /// By direction: raised by each tear.
+    tears: [u64; 2],
+    /// By direction: raised by each garbling.
+    noises: [u64; 2],
+    /// After so many pieces of data from the server, a connection made now loses all that follow.
+    mute_after: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,14 +63,32 @@ enum Mode {
     Stall,
     /// Data is lost; a connection that lost some stays silent for ever, healed or not.
     BlackHole,
+    /// As [`Mode::BlackHole`] in one direction; the other goes on.
+    Halve(Way),
     /// Nobody listens.
     Refuse,
+}
+
+impl Mode {
+    fn swallows(self, way: Way) -> bool {
+        self == Mode::BlackHole || self == Mode::Halve(way)
+    }
 }
 
 impl Proxy {
     /// Starts forwarding to `target`, in tasks of the current runtime.
     pub async fn start(target: u16) -> Proxy {
-        let (faults, watching) = watch::channel(Faults { mode: Mode::Forward, delay: Duration::ZERO, cuts: 0 });
+        let faults = Faults {
+            target,
+            mode: Mode::Forward,
+            delay: Duration::ZERO,
+            cuts: 0,
+            closings: 0,
+            tears: [0; 2],
+            noises: [0; 2],
+            mute_after: None,
+        };
+        let (faults, watching) = watch::channel(faults);
         // Not an ephemeral port, for `refuse`: see `free_port`.
         let (port, listener) = loop {
             let port = free_port();
@@ -50,7 +96,7 @@ impl Proxy {
                 break (port, listener);
             }
         };
-        tokio::spawn(accept(listener, port, target, watching));
+        tokio::spawn(accept(listener, port, watching));
         Proxy { port, faults }
     }
 
@@ -64,9 +110,35 @@ impl Proxy {
         self.faults.send_modify(|faults| faults.cuts += 1);
     }
 
+    /// Ends all connections in order (FIN), at whatever byte they are; new ones are possible.
+    pub fn close(&self) {
+        self.faults.send_modify(|faults| faults.closings += 1);
+    }
+
+    /// Passes on half of each connection's next piece of data in this direction, then resets it; new ones are possible.
+    pub fn tear(&self, way: Way) {
+        self.faults.send_modify(|faults| faults.tears[way as usize] += 1);
+    }
+
+    /// Replaces each connection's next piece of data in this direction by noise; it goes on afterwards.
+    pub fn garble(&self, way: Way) {
+        self.faults.send_modify(|faults| faults.noises[way as usize] += 1);
+    }
+
     /// Swallows all data of existing and new connections, which stay open: a peer that is gone without a word.
     pub fn black_hole(&self) {
         self.faults.send_modify(|faults| faults.mode = Mode::BlackHole);
+    }
+
+    /// Swallows the data of one direction, while the other goes on: connections are half open.
+    pub fn halve(&self, way: Way) {
+        self.faults.send_modify(|faults| faults.mode = Mode::Halve(way));
+    }
+
+    /// Lets each connection made from now on have so many pieces of data from the server, and swallows all that follow:
+    /// silence at a certain step of a dialogue.
+    pub fn mute_after(&self, pieces: usize) {
+        self.faults.send_modify(|faults| faults.mute_after = Some(pieces));
     }
 
     /// Holds back all data until [`Proxy::heal`]: a partition that TCP survives.
@@ -84,17 +156,23 @@ impl Proxy {
         self.faults.send_modify(|faults| faults.delay = delay);
     }
 
-    /// Forwards again, without delay. Connections that lost data in a black hole stay silent until they are cut.
+    /// Leads new connections to another port; existing ones stay where they are until they are cut.
+    pub fn lead_to(&self, target: u16) {
+        self.faults.send_modify(|faults| faults.target = target);
+    }
+
+    /// Forwards again, without delay. Connections that lost data stay silent until they are cut.
     pub fn heal(&self) {
         self.faults.send_modify(|faults| {
             faults.mode = Mode::Forward;
             faults.delay = Duration::ZERO;
+            faults.mute_after = None;
         });
     }
 }
 
 /// Accepts until the [`Proxy`] is dropped.
-async fn accept(listener: TcpListener, port: u16, target: u16, mut watching: watch::Receiver<Faults>) {
+async fn accept(listener: TcpListener, port: u16, mut watching: watch::Receiver<Faults>) {
     let mut listener = Some(listener);
     loop {
         let refusing = watching.borrow_and_update().mode == Mode::Refuse;
@@ -106,22 +184,25 @@ async fn accept(listener: TcpListener, port: u16, target: u16, mut watching: wat
         tokio::select! {
             changed = watching.changed() => if changed.is_err() { return },
             Some(Ok((client, _))) = async { Some(listener.as_ref()?.accept().await) } => {
-                tokio::spawn(connection(client, target, watching.clone()));
+                tokio::spawn(connection(client, watching.clone()));
             }
         }
     }
 }
 
-/// Serves one client until both sides are done, or a cut.
-async fn connection(mut client: TcpStream, target: u16, watching: watch::Receiver<Faults>) {
-    let cuts = watching.borrow().cuts;
-    let mut cut = watching.clone();
+/// Serves one client until both sides are done, or a fault ends it.
+async fn connection(mut client: TcpStream, watching: watch::Receiver<Faults>) {
+    let born = *watching.borrow();
+    let mut ending = watching.clone();
     let mut server = None;
     let end = tokio::select! {
         biased;
-        // An error means that the proxy is dropped, which cuts too.
-        _ = cut.wait_for(|faults| faults.cuts != cuts) => Err(Broken),
-        end = relay(&mut client, &mut server, target, watching) => end,
+        ended = ending.wait_for(|faults| faults.cuts != born.cuts || faults.closings != born.closings) => match ended {
+            Ok(faults) if faults.cuts == born.cuts => Ok(()),
+            // An error means that the proxy is dropped, which cuts too.
+            _ => Err(Broken),
+        },
+        end = relay(&mut client, &mut server, born, watching) => end,
     };
     if let Err(Broken) = end {
         for stream in [Some(client), server].into_iter().flatten() {
@@ -134,34 +215,40 @@ async fn connection(mut client: TcpStream, target: u16, watching: watch::Receive
 /// A side is gone, or should look so: both are reset.
 struct Broken;
 
-/// Connects to `target`, and carries data both ways until both have ended.
+/// Connects to the target, and carries data both ways until both have ended.
 async fn relay(
     client: &mut TcpStream,
     server: &mut Option<TcpStream>,
-    target: u16,
+    born: Faults,
     mut watching: watch::Receiver<Faults>,
 ) -> Result<(), Broken> {
-    if watching.wait_for(|faults| faults.mode != Mode::Stall).await.map_err(|_| Broken)?.mode == Mode::BlackHole {
+    let faults = *watching.wait_for(|faults| faults.mode != Mode::Stall).await.map_err(|_| Broken)?;
+    if faults.mode == Mode::BlackHole {
         // The kernel has accepted; nothing more comes.
         return pending().await;
     }
-    let server = server.insert(TcpStream::connect((Ipv4Addr::LOCALHOST, target)).await.map_err(|_| Broken)?);
+    let server = TcpStream::connect((Ipv4Addr::LOCALHOST, faults.target)).await.map(|stream| server.insert(stream));
+    let server = server.map_err(|_| Broken)?;
     client.set_nodelay(true).and_then(|()| server.set_nodelay(true)).map_err(|_| Broken)?;
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
-    let there = forward(from_client, to_server, watching.clone());
-    let back = forward(from_server, to_client, watching);
+    let there = forward(Way::ToServer, from_client, to_server, born, watching.clone());
+    let back = forward(Way::ToClient, from_server, to_client, born, watching);
     tokio::try_join!(there, back).map(drop)
 }
 
 /// Carries data one way until its end.
 async fn forward(
+    way: Way,
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
+    born: Faults,
     mut watching: watch::Receiver<Faults>,
 ) -> Result<(), Broken> {
     let mut buffer = vec![0; 64 * 1024];
     let mut lost = false;
+    let mut left = born.mute_after.filter(|_| way == Way::ToClient);
+    let (tears, mut noises) = (born.tears[way as usize], born.noises[way as usize]);
     loop {
         let read = from.read(&mut buffer).await;
         let delay = watching.borrow().delay;
@@ -169,14 +256,33 @@ async fn forward(
             sleep(delay).await;
         }
         let faults = *watching.wait_for(|faults| faults.mode != Mode::Stall).await.map_err(|_| Broken)?;
-        lost |= faults.mode == Mode::BlackHole;
+        lost |= faults.mode.swallows(way) || left == Some(0);
+        left = left.map(|left| left.saturating_sub(1));
         match read {
             // The other side learns nothing of the end either.
             Ok(0) | Err(_) if lost => return pending().await,
             Ok(_) if lost => {}
             Ok(0) => return to.shutdown().await.map_err(|_| Broken),
-            Ok(count) => to.write_all(&buffer[..count]).await.map_err(|_| Broken)?,
+            Ok(count) => {
+                let piece = &mut buffer[..count];
+                if faults.tears[way as usize] > tears {
+                    // Whether it arrives before the reset does not matter.
+                    let _ = to.write_all(&piece[..count / 2]).await;
+                    return Err(Broken);
+                }
+                if faults.noises[way as usize] > noises {
+                    noises = faults.noises[way as usize];
+                    garble(piece);
+                }
+                to.write_all(piece).await.map_err(|_| Broken)?;
+            }
             Err(_) => return Err(Broken),
         }
     }
+}
+
+/// Nothing that any of our protocols could mean: no byte is ASCII.
+fn garble(piece: &mut [u8]) {
+    StdRng::seed_from_u64(piece.len() as u64).fill_bytes(piece);
+    piece.iter_mut().for_each(|byte| *byte |= 0x80);
 }

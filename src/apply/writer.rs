@@ -1,0 +1,179 @@
+//! Writes batches to L2 under a claim.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use redis::Cmd;
+
+use super::batch::{Batch, HashedKey, Op};
+use super::claim::{Claim, Scripts};
+use super::{ApplyError, Config};
+use crate::cache::l2::L2;
+use crate::entity::{Entity, Generation};
+use crate::failpoint::{self, Point};
+use crate::lsn::Lsn;
+
+/// The leader's hand on L2.
+pub struct Writer {
+    l2: Arc<L2>,
+    scripts: Arc<Scripts>,
+    config: Config,
+    claim: Claim,
+    /// The high-water mark in L2.
+    hw: Lsn,
+    /// What L2 has acknowledged as done.
+    done: Lsn,
+}
+
+/// One command of a batch.
+enum Call<'a> {
+    /// Put the newest images of an entity's keys.
+    Put(usize, Vec<Put<'a>>),
+    /// Drop keys.
+    Drop(Vec<&'a [u8]>),
+}
+
+/// A key's newest image.
+#[derive(Clone, Copy)]
+struct Put<'a> {
+    key: &'a HashedKey,
+    lsn: Lsn,
+    generation: Generation,
+    text: &'a [u8],
+}
+
+impl Writer {
+    /// Writes under this claim.
+    pub fn new(l2: Arc<L2>, scripts: Arc<Scripts>, config: Config, claim: Claim) -> Self {
+        Writer { hw: claim.takeover, done: claim.done, l2, scripts, config, claim }
+    }
+
+    /// Whether a new generation of everything began with the claim.
+    pub fn started_over(&self) -> bool {
+        self.claim.started_over
+    }
+
+    /// Lets readers' connections count on what was written.
+    pub fn acknowledge(&self) {
+        self.l2.acknowledge(self.done);
+    }
+
+    /// Writes a batch's entries, and at last that it is done.
+    ///
+    /// # Errors
+    /// If another leads, L2 lost writes, or Redis fails.
+    pub async fn write(&mut self, entities: &[Arc<Entity>], batch: &Batch) -> Result<(), ApplyError> {
+        self.hw = batch.progress.unwrap_or_default().max(batch.high).max(self.hw);
+        let done = batch.progress.filter(|lsn| *lsn > self.done);
+        let calls = self.calls(entities, batch);
+        if let (Some(lsn), [call @ Call::Put(..)]) = (done, &calls[..]) {
+            // The usual small batch: its one script says itself that it is done.
+            self.send(self.command(entities, call, Some(lsn))).await?;
+        } else {
+            // Their order does not matter: each key is in one of them.
+            let mut sent = FuturesUnordered::new();
+            for call in &calls {
+                if sent.len() >= self.config.in_flight {
+                    sent.next().await.transpose()?;
+                    failpoint::reached(Point::BetweenScripts);
+                }
+                sent.push(self.send(self.command(entities, call, None)));
+            }
+            while let Some(written) = sent.next().await {
+                written?;
+            }
+            drop(sent);
+            if let Some(lsn) = done {
+                failpoint::reached(Point::BeforeDone);
+                // Only when all else was acknowledged.
+                let fields = [("hw", self.hw), ("done", lsn)].map(|(f, lsn)| (f.to_owned(), lsn.hex16().to_vec()));
+                self.claim.set(&self.l2, &self.scripts, Some(self.done), &fields).await?;
+            }
+        }
+        self.done = done.unwrap_or(self.done);
+        Ok(())
+    }
+
+    /// Raises an entity's generation in L2. Takes its present shape for what the generation stands for.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    pub async fn raise(&mut self, entity: &Entity, generation: Generation) -> Result<(), ApplyError> {
+        let fields = [
+            (format!("gen:{}", entity.name), generation.hex16().to_vec()),
+            (format!("shape:{}", entity.name), super::claim::signature(entity)),
+        ];
+        failpoint::reached(Point::BeforeRaise);
+        self.claim.set(&self.l2, &self.scripts, None, &fields).await?;
+        failpoint::reached(Point::AfterRaise);
+        Ok(())
+    }
+
+    /// Raises the generation of all entities in L2.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    pub async fn raise_all(&mut self, generation: Generation) -> Result<(), ApplyError> {
+        self.claim.set(&self.l2, &self.scripts, None, &[("gen".to_owned(), generation.hex16().to_vec())]).await
+    }
+
+    /// Cuts a batch into calls of a bounded number of keys.
+    fn calls<'b>(&self, entities: &[Arc<Entity>], batch: &'b Batch) -> Vec<Call<'b>> {
+        let mut puts: Vec<Vec<Put<'_>>> = vec![Vec::new(); entities.len()];
+        let mut drops: Vec<&[u8]> = Vec::new();
+        for (key, Op { entity, lsn, image }) in &batch.ops {
+            match image {
+                Some((generation, text)) if *lsn > entities[*entity].images_after() => {
+                    puts[*entity].push(Put { key, lsn: *lsn, generation: *generation, text });
+                }
+                _ => drops.push(&key.key),
+            }
+        }
+        let size = self.config.script_keys;
+        let mut calls: Vec<Call<'_>> = drops.chunks(size).map(|keys| Call::Drop(keys.to_vec())).collect();
+        for (entity, puts) in puts.iter().enumerate() {
+            // One call is of one generation; it rarely changes within a batch.
+            for puts in puts.chunk_by(|a, b| a.generation == b.generation) {
+                calls.extend(puts.chunks(size).map(|puts| Call::Put(entity, puts.to_vec())));
+            }
+        }
+        calls
+    }
+
+    fn command(&self, entities: &[Arc<Entity>], call: &Call<'_>, done: Option<Lsn>) -> Cmd {
+        match call {
+            Call::Put(entity, puts) => self.put(&entities[*entity], puts, done),
+            // An invalidation needs no script: a miss is always right, whoever causes it.
+            Call::Drop(keys) => redis::cmd("UNLINK").arg(keys).take(),
+        }
+    }
+
+    fn put(&self, entity: &Entity, puts: &[Put<'_>], done: Option<Lsn>) -> Cmd {
+        let mut cmd = self.scripts.apply.command(puts.len() + 1);
+        cmd.arg(&self.l2.fence_key);
+        for put in puts {
+            cmd.arg(&put.key.key);
+        }
+        cmd.arg(&self.claim.epoch).arg(&self.done.hex16()).arg(&self.hw.hex16()).arg(&self.claim.takeover.hex16());
+        cmd.arg(entity.ttl.as_millis() as u64).arg(u8::from(entity.populate));
+        match done {
+            Some(lsn) => cmd.arg(&lsn.hex16()),
+            None => cmd.arg(""),
+        };
+        // All of one generation: see `calls`.
+        let generation = puts.first().map(|put| put.generation).unwrap_or_default();
+        let least = puts.iter().map(|put| put.lsn).min().unwrap_or_default();
+        cmd.arg(&generation.hex16()).arg(&least.hex16());
+        for put in puts {
+            cmd.arg(put.text);
+        }
+        cmd
+    }
+
+    async fn send(&self, cmd: Cmd) -> Result<(), ApplyError> {
+        let mut connection = self.claim.connection.clone();
+        self.scripts.apply.run(&mut connection, &cmd).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,180 @@
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::*;
+
+fn cached(key: &str, as_of: u64) -> Cached {
+    Cached {
+        key: key.into(),
+        value: Some(Bytes::from_static(b"1")),
+        etag: 1,
+        as_of: Lsn::from_u64(as_of),
+        hi: Lsn::from_u64(as_of),
+        generation: Generation(1),
+        expires: Instant::now() + Duration::from_secs(3600),
+    }
+}
+
+fn hash(n: usize) -> u64 {
+    crate::entity::hash(format!("product:{n}").as_bytes())
+}
+
+fn fill(l1: &L1, entity: usize, keys: std::ops::Range<usize>) {
+    for n in keys {
+        l1.insert(entity, hash(n), cached(&format!("product:{n}"), 5));
+    }
+}
+
+fn walk(l1: &L1, entity: usize, limit: usize) -> BTreeSet<u64> {
+    let mut found = BTreeSet::new();
+    let mut place = Some(Place::default());
+    while let Some(from) = place {
+        let (page, next) = l1.page(entity, from, limit);
+        assert!(page.len() <= limit);
+        for hash in page {
+            assert!(found.insert(hash), "{hash} came twice");
+        }
+        place = next;
+    }
+    found
+}
+
+/// Everything in the index of all shards, duplicates included.
+fn noted(l1: &L1, entity: usize) -> usize {
+    l1.shards.iter().filter_map(OnceLock::get).map(|s| s.index.len(entity)).sum()
+}
+
+async fn settled(l1: &L1) {
+    for shard in l1.shards.iter().filter_map(OnceLock::get) {
+        shard.cache.wait().await.unwrap();
+        shard.index.compact(|hash| shard.cache.get_ttl(&hash).is_some()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_walk_meets_every_entry_of_its_entity_once() {
+    let l1 = L1::new(64 << 20);
+    fill(&l1, 0, 0..3000);
+    fill(&l1, 2, 3000..3100);
+    // Again, as after a change.
+    fill(&l1, 0, 0..500);
+    for limit in [1, 7, 256, 10_000] {
+        assert_eq!(walk(&l1, 0, limit), (0..3000).map(hash).collect(), "{limit}");
+        assert_eq!(walk(&l1, 2, limit), (3000..3100).map(hash).collect(), "{limit}");
+        assert!(walk(&l1, 1, limit).is_empty() && walk(&l1, 9, limit).is_empty());
+    }
+    for hash in walk(&l1, 2, 10) {
+        assert!(l1.peek(hash).is_some());
+    }
+}
+
+#[tokio::test]
+async fn the_index_stays_within_twice_what_is_held() {
+    // Room for some 2,500 entries in one shard.
+    let l1 = L1::new(1 << 20);
+    let mut held = 0;
+    // The same keys again and again, and many that are evicted.
+    for round in 0..20 {
+        fill(&l1, 0, 0..500);
+        fill(&l1, 1, 1000 + round * 400..1000 + (round + 1) * 400);
+        // Inserts go on while it is compacted, but not for ever.
+        while l1.shards.iter().filter_map(OnceLock::get).any(|s| s.index.is_compacting()) {
+            tokio::task::yield_now().await;
+        }
+        held = held.max(l1.len());
+    }
+    let most = noted(&l1, 0) + noted(&l1, 1);
+    // A round may come before the compaction that it is due for.
+    assert!(most <= 2 * held.max(1024) + 900, "{most} for {held}");
+    settled(&l1).await;
+    // Compacted just now, it is exact.
+    let held = l1.len();
+    assert!(held > 500, "{held}");
+    assert_eq!(noted(&l1, 0) + noted(&l1, 1), held);
+    assert_eq!(walk(&l1, 0, 1000).len() + walk(&l1, 1, 1000).len(), held);
+}
+
+#[tokio::test]
+async fn what_is_inserted_while_the_index_is_compacted_is_kept() {
+    let index = Index::default();
+    for hash in 0..600 {
+        index.note(0, hash);
+        index.note(0, hash);
+    }
+    let compact = index.compact(|hash| hash % 2 == 0 && hash < 600);
+    let insert = async {
+        for hash in 600..700 {
+            index.note(0, hash);
+            index.note(1, hash);
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::join!(compact, insert);
+    let wanted: Vec<u64> = (0..600).step_by(2).chain(600..700).collect();
+    assert_eq!(index.page(0, 0, 10_000), wanted);
+    assert_eq!(index.page(1, 0, 10_000), (600..700).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn samples_are_of_one_entity_and_reach_all_of_it() {
+    let l1 = L1::new(64 << 20);
+    fill(&l1, 0, 0..5000);
+    fill(&l1, 1, 5000..5020);
+    let seen: BTreeSet<u64> = l1.sample(1, 1000).into_iter().collect();
+    // Each is missed with a chance of (19/20)^1000.
+    assert_eq!(seen, (5000..5020).map(hash).collect());
+    let many: BTreeSet<u64> = l1.sample(0, 5000).into_iter().collect();
+    assert!(many.len() > 2500 && many.is_subset(&(0..5000).map(hash).collect()), "{}", many.len());
+    assert!(l1.sample(2, 10).is_empty());
+}
+
+#[tokio::test]
+async fn an_invalidated_cell_takes_nothing_that_was_fetched_before() {
+    let l1 = L1::new(1 << 20);
+    fill(&l1, 0, 0..1);
+    let (one, generation) = (hash(0), Generation(1));
+    let held = l1.peek(one).unwrap();
+    assert_eq!(l1.judge(one, &held, generation), Ok(()));
+    assert_eq!(l1.judge(one, &held, Generation(2)), Err(Unservable::Generation));
+    l1.invalidate(one, Lsn::from_u64(7)).await;
+    assert_eq!(l1.judge(one, &held, generation), Err(Unservable::Fenced));
+    assert!(l1.peek(one).is_none());
+    // A reader that had it from L2 just before.
+    l1.insert(0, one, cached("product:0", 7));
+    assert!(l1.peek(one).is_none());
+    l1.insert(0, one, cached("product:0", 8));
+    assert!(l1.peek(one).is_some_and(|cached| l1.judge(one, &cached, generation).is_ok()));
+    let late = Cached { expires: Instant::now(), ..cached("product:0", 8) };
+    assert_eq!(l1.judge(one, &late, generation), Err(Unservable::Expired));
+}
+
+/// Not run by default: it measures. `cargo test --release --lib l1::tests::cost -- --ignored --nocapture`
+#[tokio::test]
+#[ignore = "it measures"]
+async fn cost_of_the_index() {
+    let rounds = 4;
+    for round in 0..3 {
+        let l1 = L1::new(256 << 20);
+        let keys: Vec<(u64, String)> = (0..50_000).map(|n| (hash(n), format!("product:{n}"))).collect();
+        let begin = Instant::now();
+        for _ in 0..rounds {
+            for (hash, key) in &keys {
+                l1.insert(0, *hash, cached(key, 5));
+            }
+            tokio::task::yield_now().await;
+        }
+        let all = begin.elapsed();
+        let index = Index::default();
+        let begin = Instant::now();
+        for _ in 0..rounds {
+            for (hash, _) in &keys {
+                if index.note(0, *hash) {
+                    index.compact(|_| true).await;
+                }
+            }
+        }
+        let noting = begin.elapsed();
+        let each = |elapsed: Duration| elapsed.as_nanos() / (rounds * keys.len()) as u128;
+        println!("round {round}: insert {} ns, of which the index {} ns", each(all), each(noting));
+    }
+}

@@ -1,0 +1,61 @@
+//! What operators ask of the leader, carried out between two batches.
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::entity::Generation;
+
+/// One thing to do between two batches.
+pub(super) enum Command {
+    /// Look an entity's shape up.
+    Reshape(usize),
+    /// Make everything unservable that is cached of an entity, or of all.
+    Resync(Option<usize>, oneshot::Sender<Result<Generation, String>>),
+}
+
+/// Why a command was not carried out. Each may go better later.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// Only the instance that holds the slot and streams can do it.
+    #[error("this instance does not apply changes now: it waits for the slot, or for the source database")]
+    NotLeading,
+    /// It was begun.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The way to the session that streams, if one does.
+#[derive(Default)]
+pub(super) struct Commands(Mutex<Option<mpsc::Sender<Command>>>);
+
+impl Commands {
+    /// A session takes commands from now on.
+    pub(super) fn open(&self, sender: mpsc::Sender<Command>) {
+        *self.0.lock() = Some(sender);
+    }
+
+    /// No session does.
+    pub(super) fn close(&self) {
+        *self.0.lock() = None;
+    }
+
+    /// Has an entity's shape looked up soon, if a session streams and has nothing else to do.
+    pub(super) fn reshape(&self, entity: usize) {
+        if let Some(sender) = &*self.0.lock() {
+            // If it is full, what is in it comes first; whoever asks will ask again.
+            let _ = sender.try_send(Command::Reshape(entity));
+        }
+    }
+
+    /// Makes everything unservable that is cached of an entity, or of all; says in which generation they are now.
+    pub(super) async fn resync(&self, entity: Option<usize>) -> Result<Generation, CommandError> {
+        let sender = self.0.lock().clone().ok_or(CommandError::NotLeading)?;
+        let (reply, answer) = oneshot::channel();
+        sender.send(Command::Resync(entity, reply)).await.map_err(|_| CommandError::NotLeading)?;
+        match answer.await {
+            Ok(done) => done.map_err(CommandError::Failed),
+            // The session ended before it came to it.
+            Err(_) => Err(CommandError::NotLeading),
+        }
+    }
+}

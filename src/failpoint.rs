@@ -1,0 +1,302 @@
+//! Failpoints, where a test kills the process, and switches that take a rule of the protocol away, to see that the
+//! checks find it missing.
+//!
+//! Both exist only where debug assertions are on. A release build holds neither: [`reached`] and [`is_off`] compile to
+//! nothing there, and a daemon for which either is configured refuses to start.
+//!
+//! - [`KILLS`]: a list of `name=kill@N` or `name=stop@N`, comma-separated: the process sends itself SIGKILL, or SIGSTOP,
+//!   when it reaches that point for the N-th time.
+//! - [`WITHOUT`]: a list of rules to leave out, comma-separated.
+
+use std::fmt::Display;
+
+/// The environment variable that says where to die: `WALCACHE_FAILPOINTS=before-write=kill@3,leased=kill@1`.
+pub const KILLS: &str = "WALCACHE_FAILPOINTS";
+/// The environment variable that says what to leave out: `WALCACHE_WITHOUT=gate,lease`.
+pub const WITHOUT: &str = "WALCACHE_WITHOUT";
+
+/// A place where the order of effects matters to what a crash leaves behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// A batch has passed the gate, and none of it is in L2.
+    BeforeWrite,
+    /// Some scripts of a batch were acknowledged, others are still to come.
+    BetweenScripts,
+    /// All scripts of a batch were acknowledged; that it is done is still to be written.
+    BeforeDone,
+    /// A batch is done in L2, and was not confirmed to the slot.
+    BeforeConfirm,
+    /// A new position was confirmed.
+    AfterConfirm,
+    /// A fill has not asked L2 for its leases.
+    BeforeLease,
+    /// A fill holds leases, and has not read Postgres.
+    Leased,
+    /// A fill has read Postgres, and has not published.
+    BeforePublish,
+    /// A fill has published.
+    AfterPublish,
+    /// The slot's position was read, and the slot is not held yet.
+    SlotRead,
+    /// The fence bears a new epoch, and the generation of before.
+    Claimed,
+    /// A generation was drawn, and is not in the fence.
+    BeforeRaise,
+    /// A generation is in the fence, and not in force in this process.
+    AfterRaise,
+}
+
+impl Point {
+    /// All of them.
+    pub const ALL: [Point; 13] = [
+        Point::BeforeWrite,
+        Point::BetweenScripts,
+        Point::BeforeDone,
+        Point::BeforeConfirm,
+        Point::AfterConfirm,
+        Point::BeforeLease,
+        Point::Leased,
+        Point::BeforePublish,
+        Point::AfterPublish,
+        Point::SlotRead,
+        Point::Claimed,
+        Point::BeforeRaise,
+        Point::AfterRaise,
+    ];
+
+    /// As it is written in [`KILLS`].
+    pub fn name(self) -> &'static str {
+        match self {
+            Point::BeforeWrite => "before-write",
+            Point::BetweenScripts => "between-scripts",
+            Point::BeforeDone => "before-done",
+            Point::BeforeConfirm => "before-confirm",
+            Point::AfterConfirm => "after-confirm",
+            Point::BeforeLease => "before-lease",
+            Point::Leased => "leased",
+            Point::BeforePublish => "before-publish",
+            Point::AfterPublish => "after-publish",
+            Point::SlotRead => "slot-read",
+            Point::Claimed => "claimed",
+            Point::BeforeRaise => "before-raise",
+            Point::AfterRaise => "after-raise",
+        }
+    }
+}
+
+/// A rule of the protocol that can be left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// Transactions are applied only once new snapshots see them.
+    Gate,
+    /// A fill is published only under a lease that no event has voided.
+    Lease,
+    /// A value in L1 is served only if it is at or after the last event on its cell of the fence.
+    L1Fence,
+}
+
+impl Rule {
+    /// All of them.
+    pub const ALL: [Rule; 3] = [Rule::Gate, Rule::Lease, Rule::L1Fence];
+
+    /// As it is written in [`WITHOUT`].
+    pub fn name(self) -> &'static str {
+        match self {
+            Rule::Gate => "gate",
+            Rule::Lease => "lease",
+            Rule::L1Fence => "fence",
+        }
+    }
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FailpointError {
+    /// A part that does not parse.
+    #[error("{variable}: {part:?} is not of the form {form}, where the name is one of {}", .names.join(", "))]
+    Form {
+        /// The variable.
+        variable: &'static str,
+        /// What was found.
+        part: String,
+        /// What it should look like.
+        form: &'static str,
+        /// The names there are.
+        names: Vec<&'static str>,
+    },
+    /// Only builds with debug assertions have failpoints.
+    #[error("{0} is set, and this is a release build, which has no failpoints: unset it")]
+    Absent(&'static str),
+}
+
+/// Takes the two variables from the environment; once, before anything runs.
+///
+/// # Errors
+/// If one is malformed, or this build has no failpoints.
+pub fn configure() -> Result<(), FailpointError> {
+    for variable in [KILLS, WITHOUT] {
+        let Ok(text) = std::env::var(variable) else { continue };
+        if !cfg!(debug_assertions) {
+            return Err(FailpointError::Absent(variable));
+        }
+        if variable == KILLS {
+            for (point, action, nth) in parse_kills(&text)? {
+                state::arm(point, action, nth);
+            }
+        } else {
+            for rule in parse_without(&text)? {
+                tracing::warn!(rule = rule.name(), "A RULE OF THE PROTOCOL IS SWITCHED OFF: answers may be stale");
+                state::leave_out(rule);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Says that a point was reached. Does not return when it is the time to die there.
+#[inline]
+pub fn reached(point: Point) {
+    if cfg!(debug_assertions) {
+        state::reached(point);
+    }
+}
+
+/// Whether a rule is left out.
+#[inline]
+pub fn is_off(rule: Rule) -> bool {
+    cfg!(debug_assertions) && state::is_off(rule)
+}
+
+fn parts(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|part| !part.is_empty())
+}
+
+/// What the process does to itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Kill,
+    Stop,
+}
+
+fn parse_kills(text: &str) -> Result<Vec<(Point, Action, u64)>, FailpointError> {
+    let parse = |part: &str| {
+        let (name, action) = part.split_once('=')?;
+        let (action, nth) = action.split_once('@')?;
+        let action = match action {
+            "kill" => Action::Kill,
+            "stop" => Action::Stop,
+            _ => return None,
+        };
+        let nth = nth.parse().ok().filter(|nth| *nth > 0)?;
+        Some((Point::ALL.into_iter().find(|point| point.name() == name)?, action, nth))
+    };
+    let form = "name=kill@N or name=stop@N with N from 1";
+    parts(text)
+        .map(|part| parse(part).ok_or_else(|| malformed(KILLS, part, form, Point::ALL.map(Point::name).into())))
+        .collect()
+}
+
+fn parse_without(text: &str) -> Result<Vec<Rule>, FailpointError> {
+    let parse = |part: &str| Rule::ALL.into_iter().find(|rule| rule.name() == part);
+    parts(text)
+        .map(|part| parse(part).ok_or_else(|| malformed(WITHOUT, part, "name", Rule::ALL.map(Rule::name).into())))
+        .collect()
+}
+
+fn malformed(
+    variable: &'static str,
+    part: impl Display,
+    form: &'static str,
+    names: Vec<&'static str>,
+) -> FailpointError {
+    FailpointError::Form { variable, part: part.to_string(), form, names }
+}
+
+/// What was configured. Nothing is locked; while nothing is, a point or a rule costs one relaxed load.
+mod state {
+    use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+    use super::{Action, Point, Rule};
+
+    static ARMED: AtomicBool = AtomicBool::new(false);
+    /// By point, at which time to die; 0: never.
+    static NTH: [AtomicU64; Point::ALL.len()] = [const { AtomicU64::new(0) }; Point::ALL.len()];
+    /// By point, whether to be stopped only.
+    static STOP: [AtomicBool; Point::ALL.len()] = [const { AtomicBool::new(false) }; Point::ALL.len()];
+    /// By point, how often it was reached.
+    static REACHED: [AtomicU64; Point::ALL.len()] = [const { AtomicU64::new(0) }; Point::ALL.len()];
+    /// A bit for each rule.
+    static LEFT_OUT: AtomicU8 = AtomicU8::new(0);
+
+    pub(super) fn arm(point: Point, action: Action, nth: u64) {
+        STOP[point as usize].store(action == Action::Stop, Ordering::Relaxed);
+        NTH[point as usize].store(nth, Ordering::Relaxed);
+        ARMED.store(true, Ordering::Release);
+    }
+
+    pub(super) fn leave_out(rule: Rule) {
+        LEFT_OUT.fetch_or(1 << rule as u8, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_off(rule: Rule) -> bool {
+        LEFT_OUT.load(Ordering::Relaxed) & (1 << rule as u8) != 0
+    }
+
+    pub(super) fn reached(point: Point) {
+        if !ARMED.load(Ordering::Relaxed) {
+            return;
+        }
+        let count = REACHED[point as usize].fetch_add(1, Ordering::Relaxed) + 1;
+        if count == NTH[point as usize].load(Ordering::Relaxed) {
+            end(point, count);
+        }
+    }
+
+    fn end(point: Point, count: u64) {
+        if STOP[point as usize].load(Ordering::Relaxed) {
+            tracing::warn!(point = point.name(), count, "failpoint: stopping this process");
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+            return;
+        }
+        tracing::warn!(point = point.name(), count, "failpoint: killing this process");
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        // Not reached: the signal is delivered before the call returns. In another way the test would notice.
+        std::process::abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_where_to_die_and_what_to_leave_out() {
+        assert_eq!(
+            parse_kills("before-write=kill@3, leased=stop@1").unwrap(),
+            [(Point::BeforeWrite, Action::Kill, 3), (Point::Leased, Action::Stop, 1)]
+        );
+        assert_eq!(parse_kills("").unwrap(), []);
+        assert_eq!(parse_without("fence,gate").unwrap(), [Rule::L1Fence, Rule::Gate]);
+    }
+
+    #[test]
+    fn refuses_what_it_does_not_know_and_lists_the_names() {
+        for bad in ["before-write", "before-write=kill", "before-write=kill@0", "nowhere=kill@1", "leased=wait@1"] {
+            let error = parse_kills(bad).unwrap_err().to_string();
+            for point in Point::ALL {
+                assert!(error.contains(point.name()) && error.contains(bad), "{error}");
+            }
+        }
+        let error = parse_without("gate,lock").unwrap_err().to_string();
+        assert!(error.contains("\"lock\"") && error.contains("gate, lease, fence"), "{error}");
+    }
+
+    #[test]
+    fn names_and_places_are_distinct() {
+        let names: std::collections::HashSet<_> = Point::ALL.iter().map(|point| point.name()).collect();
+        assert_eq!(names.len(), Point::ALL.len());
+        for (i, point) in Point::ALL.into_iter().enumerate() {
+            assert_eq!(point as usize, i);
+        }
+    }
+}

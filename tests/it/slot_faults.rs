@@ -1,0 +1,195 @@
+//! Fault 4: the slot is invalidated, or somebody puts another kind of slot in its place. It is never made anew as if
+//! nothing was lost. (Dropped, and moved by somebody: see `postgres_faults`.)
+
+use tokio_postgres::Client;
+use walcache::sandbox::{PostgresOptions, RedisOptions};
+
+use crate::harness::{Daemon, Shop, eventually, version};
+
+/// A server that keeps little log for a slot.
+async fn forgetful(name: &str) -> Shop {
+    let postgres = PostgresOptions::new()
+        .setting("max_slot_wal_keep_size", "1MB")
+        .setting("max_wal_size", "32MB")
+        .setting("wal_init_zero", "off")
+        .setting("wal_sender_timeout", "2s");
+    Shop::with(name, postgres, RedisOptions::new()).await
+}
+
+/// Goes on through the log until the server has given up the slot.
+async fn outrun(shop: &Shop, sql: &Client) {
+    eventually("have the slot lost", || async {
+        sql.batch_execute("SELECT pg_logical_emit_message(false, '', ''); SELECT pg_switch_wal(); CHECKPOINT")
+            .await
+            .unwrap();
+        let query = "SELECT wal_status FROM pg_replication_slots WHERE slot_name = $1";
+        match sql.query_one(query, &[&shop.stage.name]).await.unwrap().get::<_, Option<&str>>(0) {
+            Some("lost") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+async fn generation(daemon: &Daemon) -> u64 {
+    daemon.status().await["entities"][0]["generation"].as_u64().unwrap()
+}
+
+/// Rows 0 to 19 at this version, read by everybody.
+async fn cached(shop: &Shop, sql: &Client, daemon: &Daemon, value: i64) {
+    for id in 0..20 {
+        shop.put(sql, id, value).await;
+    }
+    shop.equals_postgres(daemon).await;
+}
+
+/// The log of the daemon says why there is a new generation.
+fn says_why(daemon: &Daemon) {
+    let log = daemon.log();
+    let line =
+        log.lines().find(|line| line.contains("starting a new generation: everything cached so far is unservable"));
+    assert!(line.is_some_and(|line| line.contains("the replication slot was lost, and changes with it")), "{log}");
+}
+
+/// 4: `wal_status = lost` while no daemon runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_while_no_daemon_runs() {
+    let shop = forgetful("slot_lost_down").await;
+    let sql = shop.sql().await;
+    let daemon = shop.daemon().await;
+    cached(&shop, &sql, &daemon, 1).await;
+    let before = generation(&daemon).await;
+    daemon.kill().await;
+    // In a stream that nobody will ever read.
+    for id in 0..20 {
+        shop.put(&sql, id, 2).await;
+    }
+    outrun(&shop, &sql).await;
+    let daemon = shop.daemon().await;
+    assert!(generation(&daemon).await > before);
+    says_why(&daemon);
+    assert_eq!(version(&daemon.http().get("/v1/counter/3").await.expect(200).json()), Some(2));
+    shop.equals_postgres(&daemon).await;
+}
+
+/// 4: `wal_status = lost` while the daemon runs, and cannot apply: Redis hangs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_while_the_daemon_runs() {
+    let shop = forgetful("slot_lost_up").await;
+    let sql = shop.sql().await;
+    let daemon = shop.daemon().await;
+    let pid = daemon.pid();
+    cached(&shop, &sql, &daemon, 1).await;
+    let before = generation(&daemon).await;
+    shop.stage.redis.pause().await.unwrap();
+    for id in 0..20 {
+        shop.put(&sql, id, 2).await;
+    }
+    outrun(&shop, &sql).await;
+    shop.stage.redis.resume().unwrap();
+    eventually("start a new generation", || async {
+        let now = generation(&daemon).await;
+        if now > before { Ok(()) } else { Err(now) }
+    })
+    .await;
+    says_why(&daemon);
+    shop.equals_postgres(&daemon).await;
+    assert_eq!(daemon.pid(), pid, "the daemon did not exit");
+}
+
+/// What the slot is, to the last detail that a new one would not share.
+async fn identity(shop: &Shop, sql: &Client) -> String {
+    let query = "SELECT row_to_json(s)::text FROM (SELECT slot_type, plugin, database, catalog_xmin::text, restart_lsn::text, \
+                 confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1) s";
+    sql.query_one(query, &[&shop.stage.name]).await.unwrap().get(0)
+}
+
+/// Ends whoever reads the slot, drops it, and at once makes another in its place. `create` is one expression.
+fn replace(slot: &str, create: &str) -> String {
+    format!(
+        "DO $$ BEGIN
+             FOR i IN 1..2000 LOOP
+                 PERFORM pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{slot}' AND active;
+                 BEGIN
+                     PERFORM pg_drop_replication_slot('{slot}');
+                     PERFORM {create};
+                     RETURN;
+                 EXCEPTION WHEN object_in_use THEN PERFORM pg_sleep(0.002);
+                 END;
+             END LOOP;
+             RAISE 'the slot is always in use';
+         END $$"
+    )
+}
+
+/// A slot that is not ours stands under our name: refused at the start, with what to do; never dropped, never read.
+async fn foreign(name: &str, create: impl Fn(&str) -> String, elsewhere: bool, said: &str) {
+    let shop = Shop::new(name).await;
+    let sql = shop.sql().await;
+    let slot = shop.stage.name.clone();
+    shop.stage.postgres.create_database("elsewhere").await.unwrap();
+    let maker = if elsewhere { shop.stage.postgres.connect("elsewhere").await.unwrap() } else { shop.sql().await };
+    let drop = format!("SELECT pg_drop_replication_slot('{slot}')");
+
+    let daemon = shop.daemon().await;
+    cached(&shop, &sql, &daemon, 1).await;
+    let before = generation(&daemon).await;
+    // Under the daemon's feet.
+    if elsewhere {
+        // Only a session of its database may make a slot there.
+        shop.stage.execute(&replace(&slot, "1")).await;
+        maker.batch_execute(&format!("SELECT {}", create(&slot))).await.unwrap();
+    } else {
+        maker.batch_execute(&replace(&slot, &create(&slot))).await.unwrap();
+    }
+    for id in 0..20 {
+        shop.put(&sql, id, 2).await;
+    }
+    let it = identity(&shop, &sql).await;
+    eventually("say what is wrong with the slot", || async {
+        let status = daemon.status().await;
+        let problem = status["problem"].as_str().unwrap_or_default().to_owned();
+        let told = daemon.log().lines().any(|line| line.contains("\"ERROR\"") && line.contains(said));
+        if !problem.is_empty() && told { Ok(()) } else { Err(format!("{problem:?}\n{}", daemon.log())) }
+    })
+    .await;
+    assert_eq!(daemon.status().await["replication"]["connected"], false);
+    assert_eq!(identity(&shop, &sql).await, it, "somebody else's slot was touched");
+    daemon.kill().await;
+
+    // And at the start.
+    let daemon = Daemon::spawn(&shop.config, &[]);
+    let ended = daemon.wait().await;
+    let log = daemon.log();
+    assert_eq!(ended.code(), Some(1), "{log}");
+    assert!(log.contains(said) && log.contains("choose another source.slot"), "{log}");
+    assert_eq!(identity(&shop, &sql).await, it, "somebody else's slot was touched");
+
+    // Once the operator has made room, nothing that was missed is served.
+    maker.batch_execute(&drop).await.unwrap();
+    let daemon = shop.daemon().await;
+    assert!(generation(&daemon).await > before);
+    assert_eq!(version(&daemon.http().get("/v1/counter/3").await.expect(200).json()), Some(2));
+    shop.equals_postgres(&daemon).await;
+}
+
+/// 4: a slot of another plugin.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_another_plugin() {
+    let create = |slot: &str| format!("pg_create_logical_replication_slot('{slot}', 'test_decoding')");
+    foreign("slot_plugin", create, false, "test_decoding").await;
+}
+
+/// 4: a slot of another database.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_another_database() {
+    let create = |slot: &str| format!("pg_create_logical_replication_slot('{slot}', 'pgoutput')");
+    foreign("slot_database", create, true, "database").await;
+}
+
+/// 4: a physical slot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_another_kind() {
+    let create = |slot: &str| format!("pg_create_physical_replication_slot('{slot}')");
+    foreign("slot_physical", create, false, "physical").await;
+}
