@@ -24,7 +24,9 @@
 //!   through; put the value into L1 at any later time; and pass `X-Read-LSN` on as `X-Min-LSN`, to the same instance
 //!   or another.
 //! - **Generations**: raised by TRUNCATE, by a claim that finds L2 wanting, and by a resync at any time; in the fence
-//!   first, then in the process. Images bear the generation that the planner knew, which may be an older one.
+//!   first, then in the process. Images bear the generation that the planner knew, which may be an older one. (The
+//!   daemon raises them in the process first, and its readers take the generation before the watermark: entries are
+//!   void sooner than here, never later. It also refuses entries of a newer generation than it knows.)
 //! - **The auditor** ([`auditor`]): entry, row, wait, entry. It must never accuse an entry that is right, and never
 //!   pass one that somebody has planted.
 //!
