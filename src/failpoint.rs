@@ -256,6 +256,8 @@ mod state {
         if STOP[point as usize].load(Ordering::Relaxed) {
             tracing::warn!(point = point.name(), count, "failpoint: stopping this process");
             let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+            // It may reach another thread first: this one must not go on before all are stopped.
+            std::thread::sleep(std::time::Duration::from_millis(100));
             return;
         }
         tracing::warn!(point = point.name(), count, "failpoint: killing this process");
