@@ -222,7 +222,7 @@ async fn who_goes_away_gives_up_its_place() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_generation_is_filled_within_the_cap() {
     // All of them are to be answered, however busy the machine is.
-    let scene = scene("generation", 10_000, TIMEOUT * 4).await;
+    let scene = scene("generation", 20_000, TIMEOUT * 4).await;
     let items = read_all(&scene.http).await;
     assert!(items.iter().all(|item| item.0 == 200));
     let before = scene.daemon.status().await["entities"][0]["generation"].as_u64().unwrap();
