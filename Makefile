@@ -7,6 +7,9 @@ ARGS ?=
 SOAK_SECONDS ?= 600
 SEED ?=
 
+# A test that hangs is to fail, not to stall. (macOS has no `timeout`.)
+LIMIT := $(shell command -v timeout >/dev/null && echo timeout --kill-after 30 45m)
+
 .PHONY: help demo test check bench soak servers clean
 
 help: ## List the targets
@@ -18,7 +21,7 @@ demo: servers ## Start private servers and walcache, and show live what happens
 test: servers ## Everything CI runs
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
-	$(CARGO) test
+	$(LIMIT) $(CARGO) test
 	$(CARGO) run --quiet -- demo --seconds 10
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	else echo "cargo-deny is not installed: licenses and advisories not checked"; fi

@@ -77,6 +77,21 @@ struct Shard {
     index: Index,
 }
 
+impl Shard {
+    /// The lookup is async in name only; the value is cloned out, for a reference would hold the shard's lock.
+    fn get(&self, hash: u64) -> Option<Arc<Cached>> {
+        Some(self.cache.get(&hash).now_or_never()??.value().clone())
+    }
+
+    /// Drops from the index what is not held any more.
+    ///
+    /// Not asked by `get_ttl`, although it would leave the frequencies alone: it takes the lock for reading twice, and
+    /// with a writer between the two both wait for ever.
+    async fn compact(&self) {
+        self.index.compact(|hash| self.get(hash).is_some()).await;
+    }
+}
+
 /// The in-process tier of one instance.
 pub struct L1 {
     /// Made when they are first needed: an empty one takes memory and a thread.
@@ -116,8 +131,7 @@ impl L1 {
 
     /// What is held under a hash, servable or not; of whichever key that has it.
     pub fn peek(&self, hash: u64) -> Option<Arc<Cached>> {
-        // The lookup is async in name only; the value is cloned out, for a reference would hold the shard's lock.
-        Some(self.shard(hash).get()?.cache.get(&hash).now_or_never()??.value().clone())
+        self.shard(hash).get()?.get(hash)
     }
 
     /// Whether an entry may still be served in `generation`.
@@ -152,7 +166,7 @@ impl L1 {
         let _ = shard.cache.insert(hash, Arc::new(cached), cost as i64).now_or_never();
         if shard.index.note(entity, hash) {
             let shard = shard.clone();
-            tokio::spawn(async move { shard.index.compact(|hash| shard.cache.get_ttl(&hash).is_some()).await });
+            tokio::spawn(async move { shard.compact().await });
         }
     }
 
