@@ -113,6 +113,18 @@ pub enum Change<'a> {
     },
 }
 
+/// What a session wrote by `pg_logical_emit_message`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message<'a> {
+    /// Whether it belongs to the transaction that is open. One that does not was written at once, whatever became of the
+    /// transaction that wrote it, and comes between transactions.
+    pub transactional: bool,
+    /// Its prefix, which says whom it is meant for.
+    pub prefix: &'a str,
+    /// What it says.
+    pub content: &'a [u8],
+}
+
 /// What a decoder hands on, in stream order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event<'a> {
@@ -134,6 +146,8 @@ pub enum Event<'a> {
         /// The position after its commit record: what it is ordered and confirmed by.
         end_lsn: crate::lsn::Lsn,
     },
-    /// Something that changes no row (type names, origins, logical messages).
+    /// A logical message was written (`pg_logical_emit_message`).
+    Message(Message<'a>),
+    /// Something that changes no row (type names, origins).
     Nothing,
 }

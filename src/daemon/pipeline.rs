@@ -75,7 +75,7 @@ impl<'a> Pipeline<'a> {
                     self.assembler.effects(&mut self.effects);
                 }
                 Event::Commit { end_lsn } => self.assembler.commit(end_lsn),
-                Event::Nothing => {}
+                Event::Message(_) | Event::Nothing => {}
             }
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
-use crate::change::{Change, Datum, Event, OldTuple, Relation, RelationColumn, ReplicaIdentity, Tuple};
+use crate::change::{Change, Datum, Event, Message, OldTuple, Relation, RelationColumn, ReplicaIdentity, Tuple};
 use crate::decode::{DecodeError, Problem};
 use crate::lsn::Lsn;
 use reader::Reader;
@@ -195,11 +195,11 @@ impl Decoder {
             self.demand_transaction()?;
         }
         let _lsn = reader.u64()?;
-        let _prefix = reader.name()?;
+        let prefix = reader.name()?;
         let length = reader.length()?;
-        let _content = reader.bytes(length)?;
+        let content = reader.bytes(length)?;
         reader.end()?;
-        Ok(Event::Nothing)
+        Ok(Event::Message(Message { transactional, prefix, content }))
     }
 
     fn demand_transaction(&self) -> Result<(), Located> {

@@ -119,7 +119,8 @@ fn transactions_are_told_from_their_frames() {
         assert_eq!(decoder.decode(&message).unwrap_err().problem, Problem::NoTransaction);
     }
     let beside = [&b"M\x00"[..], &[0; 8], b"p\0", &[0; 4]].concat();
-    assert_eq!(decoder.decode(&beside).unwrap(), Event::Nothing);
+    let message = Message { transactional: false, prefix: "p", content: b"" };
+    assert_eq!(decoder.decode(&beside).unwrap(), Event::Message(message));
 }
 
 #[test]

@@ -35,6 +35,10 @@ pub(crate) fn describe(event: &Event<'_>) -> String {
             format!("begin {xid} commit={commit_lsn} at={commit_micros}")
         }
         Event::Commit { end_lsn } => format!("commit end={end_lsn}"),
+        Event::Message(message) => {
+            let place = if message.transactional { "within" } else { "beside" };
+            format!("message {} {place}: {:?}", message.prefix, String::from_utf8_lossy(message.content))
+        }
         Event::Nothing => "nothing".to_owned(),
         Event::Relation(relation) => {
             let columns = relation.columns.iter().map(|column| {
