@@ -7,6 +7,7 @@ use clap::Args;
 use super::admin::{Admin, Target};
 use super::failure::Failure;
 use crate::audit::explain::Explanation;
+use crate::source::EXIT_UNAVAILABLE;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -29,5 +30,10 @@ pub(super) async fn run(arguments: &Arguments, admin: &Admin) -> Result<ExitCode
     } else {
         println!("{explanation}");
     }
-    Ok(if explanation.is_wrong() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(match (explanation.is_wrong(), explanation.is_settled()) {
+        (true, _) => ExitCode::FAILURE,
+        (false, true) => ExitCode::SUCCESS,
+        // Not equal, and not wrong either: it could not be seen.
+        (false, false) => ExitCode::from(EXIT_UNAVAILABLE),
+    })
 }

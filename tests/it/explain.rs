@@ -148,6 +148,8 @@ async fn without_redis_and_without_postgres() {
     scene.stage.redis.kill().await.unwrap();
     let words = ["L1 and Postgres agree", "L2 could not be compared"];
     judged(&explain(&scene, "item/1").await, "agrees", "unknown", &words);
+    let told = cli(&scene.config, &["explain", "item", "1", "--admin", scene.daemon.admin_address()], &[]).await;
+    assert_eq!(told.status.code(), Some(69), "neither equal nor wrong: {told:?}");
     let told = cli(&scene.config, &["verify", "--admin", scene.daemon.admin_address()], &[]).await;
     assert_eq!(told.status.code(), Some(69), "{told:?}");
     assert!(told.stdout.contains("problem: item: list entries in L2"), "{told:?}");

@@ -158,6 +158,11 @@ impl Explanation {
         self.tiers().any(|(_, view)| view.case == Case::Differs)
     }
 
+    /// Whether Postgres and each tier could be looked at.
+    pub fn is_settled(&self) -> bool {
+        self.row.error.is_none() && self.tiers().all(|(_, view)| view.case != Case::Unknown)
+    }
+
     pub(super) fn in_words(&self) -> String {
         let agreeing: Vec<&str> =
             self.tiers().filter(|(_, view)| view.case == Case::Agrees).map(|(tier, _)| name(tier)).collect();
