@@ -9,8 +9,6 @@ SELECT a.attname::text AS name,
        base.modifier AS base_modifier,
        t.typtype::text AS base_kind,
        quote_ident(n.nspname) || '.' || quote_ident(t.typname) AS base_name,
-       -- Changes with whatever ALTER TABLE does to the column, also where it rewrites values and keeps the type.
-       a.xmin::text AS version,
        ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder) AS labels
 FROM pg_attribute a
 CROSS JOIN LATERAL (

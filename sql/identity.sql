@@ -1,9 +1,17 @@
 -- What the stream will say of old rows of table $1 (by oid): for a partitioned table, of each partition, since there
 -- the rows live.
-WITH leaf (oid) AS (
-    SELECT relid::oid FROM pg_partition_tree($1::oid::regclass) WHERE isleaf
-    UNION
-    SELECT $1::oid WHERE NOT EXISTS (SELECT FROM pg_partition_tree($1::oid::regclass))
+-- Not by pg_partition_tree(), which locks partitions: it would wait for whoever alters one.
+WITH RECURSIVE tree (oid, kind) AS (
+    SELECT r.oid, r.relkind FROM pg_class r WHERE r.oid = $1::oid
+    UNION ALL
+    SELECT p.oid, p.relkind
+    FROM tree
+    JOIN pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending
+    JOIN pg_class p ON p.oid = i.inhrelid
+    WHERE tree.kind = 'p'
+),
+leaf (oid) AS (
+    SELECT tree.oid FROM tree WHERE tree.kind <> 'p'
 )
 SELECT c.oid AS oid,
        n.nspname::text AS schema,
@@ -15,7 +23,8 @@ SELECT c.oid AS oid,
              FROM pg_index i
              JOIN pg_attribute a
                ON a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
-             WHERE i.indrelid = c.oid
+             -- A deferrable key is no identity.
+             WHERE i.indrelid = c.oid AND i.indimmediate
                AND ((c.relreplident = 'd' AND i.indisprimary) OR (c.relreplident = 'i' AND i.indisreplident))) AS columns
 FROM leaf
 JOIN pg_class c ON c.oid = leaf.oid

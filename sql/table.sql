@@ -3,21 +3,23 @@ SELECT c.oid AS oid,
        c.relkind::text AS kind,
        c.relpersistence::text AS persistence,
        has_schema_privilege($3::oid, n.oid, 'USAGE') AS schema_usage,
-       -- Row security binds everyone but superusers, BYPASSRLS and, unless forced, the owner.
+       c.relrowsecurity AS row_security,
+       -- It binds everyone but superusers, BYPASSRLS and, unless forced, the owner.
        c.relrowsecurity AND NOT EXISTS (
            SELECT FROM pg_roles r
            WHERE r.oid = $3
              AND (r.rolsuper OR r.rolbypassrls OR (pg_has_role(r.oid, c.relowner, 'USAGE') AND NOT c.relforcerowsecurity))
-       ) AS row_security,
+       ) AS hides_rows,
        -- Inheritance by hand, not partitions.
        c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_children,
-       -- Changes when the table, or what it is a partition of, leaves a publication and comes back, and when the
-       -- publication $4 is altered or made anew: changes in between were not in the stream.
+       -- Changes when the table, or what it is a partition of, leaves one of the publications $4 and comes back, and when
+       -- one of them is altered or made anew: changes in between were not in the stream.
        ARRAY(
-           SELECT r.oid::text FROM pg_publication_rel r
-           WHERE r.prrelid = c.oid OR r.prrelid IN (SELECT a.relid FROM pg_partition_ancestors(c.oid) a)
+           SELECT r.oid::text FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+           WHERE p.pubname = ANY ($4::text[])
+             AND (r.prrelid = c.oid OR r.prrelid IN (SELECT a.relid FROM pg_partition_ancestors(c.oid) a))
            UNION ALL
-           SELECT 'publication ' || p.oid || ' ' || p.xmin FROM pg_publication p WHERE p.pubname = $4
+           SELECT 'publication ' || p.oid || ' ' || p.xmin FROM pg_publication p WHERE p.pubname = ANY ($4::text[])
            ORDER BY 1
        ) AS published_as,
        ARRAY(SELECT a.relid::oid FROM pg_partition_ancestors(c.oid) a WHERE a.relid <> c.oid) AS ancestors

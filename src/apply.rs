@@ -5,7 +5,10 @@
 
 pub mod batch;
 pub mod claim;
+mod joining;
 pub mod outage;
+mod predecessors;
+pub mod reshape;
 mod second;
 mod writer;
 
@@ -15,14 +18,16 @@ use std::time::{Duration, Instant, SystemTime};
 use redis::aio::MultiplexedConnection;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::batch::Batch;
 use self::claim::{Position, draw};
+use self::joining::Joining;
 use self::outage::Outage;
+use self::reshape::JOINING;
 use self::second::Second;
 use crate::cache::Hierarchy;
-use crate::entity::{Entity, Generation, Shape};
+use crate::entity::{Entity, Generation, Resolved, Standing};
 use crate::failpoint::{self, Point, Rule};
 use crate::gate::{Gate, GateError};
 use crate::metrics::{ApplyMetrics, Cause, Fenced, ReplicationMetrics};
@@ -35,6 +40,8 @@ pub struct Config {
     pub script_keys: usize,
     /// Script calls under way at a time.
     pub in_flight: usize,
+    /// Bytes of the largest value that is written.
+    pub max_value: usize,
 }
 
 /// Why a batch was not applied.
@@ -58,6 +65,10 @@ pub enum ApplyError {
     /// The catalog of the source database.
     #[error(transparent)]
     Catalog(#[from] SourceError),
+    /// The table's partitions are others than before: the stream starts again, so that it knows their names. What was
+    /// not confirmed comes again under them.
+    #[error("the rows of entity {0} are streamed under other names than before")]
+    Repartitioned(String),
     /// The daemon is stopping.
     #[error("cancelled")]
     Cancelled,
@@ -65,15 +76,21 @@ pub enum ApplyError {
 
 /// Looks up the shape of an entity's table in the catalog as it is now.
 pub trait LookUpShape: Send + Sync {
-    /// The shape; or, as the inner error, why the table cannot be served any more.
+    /// The entity as the catalog has it.
     ///
     /// # Errors
     /// If the catalog cannot be read.
-    fn look_up(
+    fn look_up(&self, source: &Client, entity: &Entity) -> impl Future<Output = Result<Resolved, SourceError>> + Send;
+
+    /// The entities that a look may find changed since the last one.
+    ///
+    /// # Errors
+    /// If the catalog cannot be read.
+    fn changed(
         &self,
         source: &Client,
-        entity: &Entity,
-    ) -> impl Future<Output = Result<Result<Shape, String>, SourceError>> + Send;
+        entities: &[Arc<Entity>],
+    ) -> impl Future<Output = Result<Vec<usize>, SourceError>> + Send;
 }
 
 /// Writes batches to the tiers, as the one leader.
@@ -86,6 +103,7 @@ pub struct Applier<L> {
     /// Cluster, timeline, database and slot.
     source_id: String,
     shapes: L,
+    joining: Joining,
     outage: Arc<Outage>,
     metrics: Metrics,
     cancel: CancellationToken,
@@ -138,6 +156,12 @@ impl<L: LookUpShape> Applier<L> {
     /// # Errors
     /// If another leads, the source fails, or the daemon stops.
     pub async fn start(start: Start<'_, L>) -> Result<Self, ApplyError> {
+        let is_new = |entity: &Arc<Entity>| entity.generation() == Generation::default();
+        let new: Vec<Arc<Entity>> = start.hierarchy.entities.iter().filter(|e| is_new(e)).cloned().collect();
+        if start.hierarchy.l2.is_none() && start.position.broken.is_none() {
+            // Nothing tells which of them were published before.
+            new.iter().for_each(|entity| reshape::hold_back(entity));
+        }
         let second = Second::open(&start).await?;
         if second.started_over() {
             start.metrics.new_generation(&start.hierarchy);
@@ -148,7 +172,7 @@ impl<L: LookUpShape> Applier<L> {
             start.hierarchy.restart(start.position.applied, generation);
             start.metrics.new_generation(&start.hierarchy);
         }
-        Ok(Applier {
+        let mut applier = Applier {
             hierarchy: start.hierarchy,
             second,
             config: start.config,
@@ -156,17 +180,28 @@ impl<L: LookUpShape> Applier<L> {
             source: start.source,
             source_id: start.position.source.to_owned(),
             shapes: start.shapes,
+            joining: Joining::default(),
             outage: start.outage,
             metrics: start.metrics,
             cancel: start.cancel,
-        })
+        };
+        for entity in new.iter().filter(|entity| entity.standing().cause() == Some(JOINING)) {
+            // See `claim`. What was read meanwhile was read before the watermark moved to where
+            // the stream begins, so it is not believed.
+            if applier.has_joined(entity.id, &entity.shape().published).await? {
+                entity.set_standing(Standing::Cached);
+            }
+        }
+        // What has changed since the last session looked: before anything of this one is applied.
+        applier.look_around().await?;
+        Ok(applier)
     }
 
     /// Applies a batch: on return its progress may be confirmed.
     ///
     /// # Errors
     /// If another leads, the source fails, or the daemon stops. What was not confirmed then comes again.
-    pub async fn apply(&mut self, batch: Batch) -> Result<(), ApplyError> {
+    pub async fn apply(&mut self, mut batch: Batch) -> Result<(), ApplyError> {
         if !batch.xids.is_empty() && !failpoint::is_off(Rule::Gate) {
             let cancel = self.cancel.clone();
             let began = Instant::now();
@@ -184,7 +219,7 @@ impl<L: LookUpShape> Applier<L> {
             }
         }
         failpoint::reached(Point::BeforeWrite);
-        if let Err(e) = self.write(&batch).await {
+        if let Err(e) = self.write(&mut batch).await {
             self.note(&e);
             return Err(e);
         }
@@ -199,21 +234,39 @@ impl<L: LookUpShape> Applier<L> {
         Ok(())
     }
 
-    async fn write(&mut self, batch: &Batch) -> Result<(), ApplyError> {
-        for id in &batch.reshape {
+    async fn write(&mut self, batch: &mut Batch) -> Result<(), ApplyError> {
+        if batch.look_around {
+            self.look_around_now().await?;
+        }
+        for id in &batch.moved {
+            self.raise(*id, "the table has come under another name").await?;
+            self.metrics.apply.invalidations(*id, Cause::Ddl, 1);
+        }
+        for id in batch.moved.iter().chain(&batch.reshape) {
             self.reshape_now(*id).await?;
         }
         for id in &batch.raise {
-            let generation = draw(&self.source, self.hierarchy.newest_generation()).await?;
-            let entity = self.hierarchy.entities[*id].clone();
-            self.second.raise(&entity, generation).await?;
-            info!(
-                entity = entity.name,
-                generation = generation.0,
-                "starting a new generation: the table was truncated"
-            );
+            self.raise(*id, "the table was truncated").await?;
+        }
+        for (id, cause) in batch.discard.iter().filter(|(id, _)| !batch.raise.contains(id)) {
+            let reason = match cause {
+                crate::plan::Cause::Large => "a row was too large to be received",
+                _ => "the application said so",
+            };
+            self.raise(*id, reason).await?;
+        }
+        if batch.gaps > 0 {
+            self.second.fill_gaps(&self.hierarchy.entities, batch).await?;
         }
         self.second.write(&self.hierarchy.entities, batch).await
+    }
+
+    async fn raise(&mut self, id: usize, reason: &str) -> Result<(), ApplyError> {
+        let generation = draw(&self.source, self.hierarchy.newest_generation()).await?;
+        let entity = self.hierarchy.entities[id].clone();
+        self.second.raise(&entity, generation).await?;
+        info!(entity = entity.name, generation = generation.0, "starting a new generation: {reason}");
+        Ok(())
     }
 
     /// What a failed write says of L2.
@@ -286,48 +339,6 @@ impl<L: LookUpShape> Applier<L> {
         Ok(())
     }
 
-    /// Looks an entity's shape up; if it has changed, everything cached of the old one becomes unservable.
-    ///
-    /// # Errors
-    /// If L2 or the source fails.
-    pub async fn reshape(&mut self, id: usize) -> Result<(), ApplyError> {
-        self.reshape_now(id).await.inspect_err(|e| self.note(e))
-    }
-
-    async fn reshape_now(&mut self, id: usize) -> Result<(), ApplyError> {
-        let entity = self.hierarchy.entities[id].clone();
-        let shape = match self.shapes.look_up(&self.source, &entity).await? {
-            Ok(shape) if entity.is_servable() && shape == *entity.shape() => return Ok(()),
-            Ok(shape) => shape,
-            Err(_) if !entity.is_servable() => return Ok(()),
-            Err(why) => {
-                // Its reads go to the database from now on, and nothing that is cached is served again.
-                entity.set_servable(false);
-                let generation = draw(&self.source, self.hierarchy.newest_generation()).await?;
-                self.second.raise(&entity, generation).await?;
-                self.metrics.apply.invalidations(id, Cause::Ddl, 1);
-                error!(entity = entity.name, %why, "the entity is not cached any more; run `walcache check`");
-                return Ok(());
-            }
-        };
-        // Before the shape is replaced: whoever fails in between would leave it with the old generation, and the next
-        // look would find nothing changed. Events up to where the log ends now may be of the old shape, which their
-        // relation's columns do not always tell.
-        entity.set_images_after(claim::insert_position(&self.source).await?);
-        let generation = draw(&self.source, self.hierarchy.newest_generation()).await?;
-        // The shape first: see `Entity::reshape`.
-        entity.reshape(shape);
-        self.second.raise(&entity, generation).await?;
-        entity.set_servable(true);
-        self.metrics.apply.invalidations(id, Cause::Ddl, 1);
-        info!(
-            entity = entity.name,
-            generation = generation.0,
-            "starting a new generation: the table's shape has changed"
-        );
-        Ok(())
-    }
-
     fn observe(&self, batch: &Batch, began: Instant) {
         self.metrics.apply.batch(batch.ops.len(), began.elapsed());
         for (entity, cause) in &batch.invalidations {
@@ -335,6 +346,9 @@ impl<L: LookUpShape> Applier<L> {
         }
         for entity in &batch.raise {
             self.metrics.apply.invalidations(*entity, Cause::Truncate, 1);
+        }
+        for (entity, cause) in &batch.discard {
+            self.metrics.apply.invalidations(*entity, label(*cause), 1);
         }
         self.metrics.replication.transactions.increment(batch.commits.len() as u64);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros() as i64;
@@ -353,5 +367,7 @@ fn label(cause: crate::plan::Cause) -> Cause {
         crate::plan::Cause::Toast => Cause::Toast,
         crate::plan::Cause::Opaque => Cause::Opaque,
         crate::plan::Cause::Shape => Cause::Ddl,
+        crate::plan::Cause::Command => Cause::Command,
+        crate::plan::Cause::Large => Cause::Large,
     }
 }

@@ -17,6 +17,7 @@ pub mod l1;
 pub mod l2;
 pub mod permits;
 pub mod rows;
+pub mod warm;
 pub mod watermark;
 
 use std::collections::HashMap;
@@ -339,7 +340,16 @@ mod tests {
     #[test]
     fn a_watermark_of_before_never_goes_with_a_generation_of_after() {
         const TOP: u64 = 1 << 40;
-        let shape = Shape { table_oid: 1, columns: vec![], key: vec![], whole_row: true, version: 0 };
+        let shape = Shape {
+            table_oid: 1,
+            columns: vec![],
+            key: vec![],
+            whole_row: true,
+            partitioned: false,
+            version: 0,
+            published: Default::default(),
+            tables: vec![],
+        };
         let table = ("public".into(), "rows".into());
         let entity = Entity::new(0, "row".into(), table, OnChange::Refresh, Duration::MAX, false, "", shape);
         let hierarchy =

@@ -12,6 +12,7 @@
 
 pub mod connect;
 pub mod frames;
+mod options;
 pub mod stream;
 
 use std::time::Duration;
@@ -35,14 +36,31 @@ pub struct Config {
     pub tls: TlsConfig,
     /// The replication slot, `[a-z0-9_]+`.
     pub slot: String,
-    /// The publication.
-    pub publication: String,
+    /// What the output plugin is asked for.
+    pub output: Output,
     /// How long connecting, authenticating and starting may take.
     pub connect_timeout: Duration,
     /// How often the applied position is reported.
     pub status_interval: Duration,
     /// The connection is dead when nothing was received for this long.
     pub dead_after: Duration,
+    /// Bytes of the largest message that is received as a whole.
+    pub max_message: usize,
+}
+
+/// What the slot's output plugin is asked for.
+#[derive(Debug, Clone)]
+pub enum Output {
+    /// pgoutput, protocol version 1.
+    Pgoutput {
+        /// The publications.
+        publications: Vec<String>,
+    },
+    /// wal2json, format version 2.
+    Wal2json {
+        /// The tables whose rows are wanted, by schema and name; `None`: all.
+        tables: Option<Vec<(String, String)>>,
+    },
 }
 
 /// What ended the stream or kept it from starting.

@@ -4,23 +4,28 @@
 //! [`inspect`] only reads. Each [`Finding`] carries the SQL that mends it; those with a [`Phase`] are what
 //! `walcache setup` applies, in the order of the phases, so `check` and `setup` cannot disagree.
 
+mod announce;
 mod finding;
 mod identity;
 mod publication;
 mod redis;
 mod server;
+mod signature;
 mod slot;
 mod table;
 mod types;
+mod wal2json;
 
 use tokio_postgres::{Client, Row};
 
-use crate::config::{Config, EntityConfig};
-use crate::entity::Shape;
+use crate::config::{Config, EntityConfig, Plugin};
+use crate::entity::{Resolved, Shape, Standing};
 use crate::source::{SourceError, SourceUrl};
 
 pub use finding::{Finding, Phase, Severity};
 pub use redis::inspect_l2;
+pub use signature::Signatures;
+pub use slot::FAILOVER_SLOTS;
 
 use finding::Findings;
 
@@ -31,6 +36,10 @@ pub struct Inspection {
     pub findings: Vec<Finding>,
     /// For each configured entity, in order, its shape; `None` where it has none that can be served.
     pub shapes: Vec<Option<Shape>>,
+    /// Whether there is a slot: then setup, or a daemon, has found nothing wrong with this database before.
+    pub has_slot: bool,
+    /// Whether event triggers announce schema changes in the log.
+    pub announces_ddl: bool,
 }
 
 impl Inspection {
@@ -38,17 +47,6 @@ impl Inspection {
     pub fn is_ok(&self) -> bool {
         self.findings.iter().all(|finding| finding.severity != Severity::Error)
     }
-}
-
-/// Why an entity has no shape.
-#[derive(Debug, thiserror::Error)]
-pub enum ResolveError {
-    /// The catalog could not be read.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// The table cannot be served.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    Unservable(Vec<Finding>),
 }
 
 /// Compares the database with the configuration. Rights are those of the role in `source.url`, whoever is connected.
@@ -62,39 +60,64 @@ pub async fn inspect(client: &Client, config: &Config) -> Result<Inspection, Sou
     let server = server::read(client, url.user()).await?;
     server::check(&server, &url, slot.as_ref(), &mut findings);
     server::check_own_schema(client, &server, url.user(), &mut findings).await?;
+    let wanted = config.entities.iter().map(|entity| &entity.table);
+    let signatures = Signatures::of(client, wanted, server.role_oid, &config.source).await?;
     let mut tables = Vec::with_capacity(config.entities.len());
-    for entity in &config.entities {
-        tables.push(
-            table::inspect(client, entity, (server.role_oid, url.user()), &config.source.publication, &mut findings)
-                .await?,
-        );
+    // Before the tables: see `Signatures::read`.
+    for (entity, signature) in config.entities.iter().zip(signatures.read(client).await?) {
+        let role = (server.role_oid, url.user());
+        tables.push(table::inspect(client, entity, role, (&config.source, signature), &mut findings).await?);
     }
-    publication::check(client, config, &tables, &mut findings).await?;
-    slot::check(slot.as_ref(), &config.source, url.dbname(), &mut findings);
+    let announces_ddl = announce::check(client, &config.source, &mut findings).await?;
+    match config.source.plugin {
+        Plugin::Pgoutput => publication::check(client, config, &mut tables, &mut findings).await?,
+        Plugin::Wal2json => wal2json::check(client, &server, &mut findings).await?,
+    }
+    slot::check(slot.as_ref(), &config.source, (url.dbname(), server.version), &mut findings);
     let shapes = tables.into_iter().map(|table| table.and_then(|table| table.shape)).collect();
-    Ok(Inspection { findings: findings.0, shapes })
+    Ok(Inspection { findings: findings.0, shapes, has_slot: slot.is_some(), announces_ddl })
 }
 
-/// The shape of one entity as the catalog has it now, for the role that is connected.
+/// Findings with which rows cannot be read, or not all of them, though the table is there with all of its columns.
+const UNREADABLE: [&str; 3] = ["table_rights", table::ROW_SECURITY, "row_security_role"];
+
+/// One entity as the catalog has it now, for the role that is connected; and the errors that keep it from being cached.
 ///
 /// # Errors
-/// [`ResolveError::Unservable`] says what keeps the table from being served: also that its changes are not published
-/// any more.
-pub async fn resolve(client: &Client, config: &Config, entity: &EntityConfig) -> Result<Shape, ResolveError> {
+/// If the catalog cannot be read.
+pub async fn resolve(
+    client: &Client,
+    config: &Config,
+    entity: &EntityConfig,
+) -> Result<(Resolved, Vec<Finding>), SourceError> {
     let role =
         query_one(client, "read role", "SELECT oid, rolname::text FROM pg_roles WHERE rolname = current_user", &[]);
     let role = role.await?;
+    let table = std::iter::once(&entity.table);
+    let signatures = Signatures::of(client, table, role.get(0), &config.source).await?;
+    let signature = signatures.read(client).await?.first().copied().unwrap_or_default();
     let mut findings = Findings::default();
-    let table =
-        table::inspect(client, entity, (role.get(0), role.get(1)), &config.source.publication, &mut findings).await?;
-    let tables = [table];
-    publication::check(client, config, &tables, &mut findings).await?;
+    let role = (role.get(0), role.get(1));
+    let mut tables = [table::inspect(client, entity, role, (&config.source, signature), &mut findings).await?];
+    if config.source.plugin == Plugin::Pgoutput {
+        publication::check(client, config, &mut tables, &mut findings).await?;
+    }
     let [table] = tables;
     findings.0.retain(|finding| finding.severity == Severity::Error);
-    match table.and_then(|table| table.shape) {
-        Some(shape) if findings.0.is_empty() => Ok(shape),
-        _ => Err(ResolveError::Unservable(findings.0)),
-    }
+    let findings = findings.0;
+    let shape = table.and_then(|table| table.shape);
+    let why = || {
+        // Readers who must not see rows are told no more than that.
+        let forbidden = findings.iter().any(|finding| finding.code == table::ROW_SECURITY);
+        let told = findings.iter().filter(|finding| !forbidden || finding.code == table::ROW_SECURITY);
+        told.map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    };
+    let standing = match &shape {
+        Some(_) if findings.is_empty() => Standing::Cached,
+        Some(_) if !findings.iter().any(|finding| UNREADABLE.contains(&finding.code)) => Standing::Uncached(why()),
+        _ => Standing::Unreadable(why()),
+    };
+    Ok((Resolved { standing, shape, signature }, findings))
 }
 
 type Parameters<'a> = &'a [&'a (dyn tokio_postgres::types::ToSql + Sync)];

@@ -52,6 +52,8 @@ pub enum Datum<'a> {
     Null,
     /// An unchanged out-of-line value that the stream leaves out. It is not null: its value is simply not known here.
     Unchanged,
+    /// A value that the stream does not tell: wal2json before 2.6 writes `null` for NULL, NaN and the infinities alike.
+    Untold,
     /// The value in the type's text output form, in the database encoding (UTF-8).
     Text(&'a [u8]),
 }
@@ -111,6 +113,11 @@ pub enum Change<'a> {
         /// The tables that TRUNCATE named or reached by CASCADE, as far as they are published.
         relations: Vec<Arc<Relation>>,
     },
+    /// A row was updated or deleted, and the stream does not tell which: the table has no replica identity now.
+    Untold {
+        /// The table.
+        relation: Arc<Relation>,
+    },
 }
 
 /// What a session wrote by `pg_logical_emit_message`.
@@ -139,7 +146,7 @@ pub enum Event<'a> {
     },
     /// A change of the transaction that is open.
     Change(Change<'a>),
-    /// A table's shape was announced (also within a transaction).
+    /// A table's shape was announced (also within a transaction): for the first time, or because it may have changed.
     Relation(Arc<Relation>),
     /// The transaction that is open has ended.
     Commit {
@@ -148,6 +155,19 @@ pub enum Event<'a> {
     },
     /// A logical message was written (`pg_logical_emit_message`).
     Message(Message<'a>),
+    /// A row of this table was changed that is too large to be received: its values are not known, nor its key.
+    LargeChange(Arc<Relation>),
+    /// A logical message with this prefix that is too large to be received.
+    LargeMessage(&'a str),
+    /// A row of a table was changed that belongs to no entity.
+    Elsewhere,
+    /// A table was changed of which it is not known whether it belongs to an entity: a partition may be new.
+    Unplaced {
+        /// The table's schema.
+        schema: &'a str,
+        /// The table's name.
+        name: &'a str,
+    },
     /// Something that changes no row (type names, origins).
     Nothing,
 }

@@ -5,6 +5,7 @@
 
 mod error;
 mod overrides;
+mod publications;
 mod secret;
 mod sections;
 mod table_name;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use error::nearest;
 pub use error::{ConfigError, Violation};
+pub use publications::Publications;
 pub use secret::{Secret, redact};
 pub use sections::{
     AdminConfig, ApplyConfig, AuditConfig, EntityConfig, FreshnessConfig, HttpConfig, L1Config, L2Config, LogConfig,

@@ -5,20 +5,25 @@
 //! stop:  not ready -> last batch applied and confirmed -> requests drained, within the grace period
 //! ```
 
+mod commanded;
 mod commands;
 mod error;
+mod follow;
 mod housekeeping;
 mod operate;
 mod pipeline;
 mod replicate;
 mod session;
 mod slot;
+mod start;
 mod status;
+mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use deadpool_postgres::Pool;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -33,14 +38,16 @@ use crate::cache::l1::L1;
 use crate::cache::l2::{self, L2};
 use crate::cache::permits::Permits;
 use crate::cache::rows::Rows;
+use crate::cache::warm::Warmer;
 use crate::cache::watermark::Watermark;
 use crate::cache::{Cache, Freshness, Hierarchy};
-use crate::catalog;
 use crate::config::{Config, EntityConfig, L2Config};
-use crate::entity::{Entity, EntryKey, Shape};
-use crate::metrics::{ApplyMetrics, AuditMetrics, CacheMetrics, FillMetrics, InstanceMetrics, ReplicationMetrics};
+use crate::entity::{Entity, EntryKey, Resolved, Shape};
+use crate::metrics::{
+    ApplyMetrics, AuditMetrics, CacheMetrics, CommandMetrics, FillMetrics, InstanceMetrics, ReplicationMetrics,
+};
 use crate::serve::{self, Limits, Listener, Reads};
-use crate::source::{self, SourceError, Verdict};
+use crate::source::{self, Followed, SourceError};
 
 use commands::Commands;
 pub use error::DaemonError;
@@ -64,6 +71,14 @@ struct Context {
     /// Since when L2 fails, across sessions of the stream.
     outage: Arc<Outage>,
     commands: Commands,
+    /// Connections for fills.
+    pool: Pool,
+    /// The server that the stream comes from; nothing is asked of another.
+    followed: Arc<Followed>,
+    /// What applications' commands are counted by.
+    commanded: CommandMetrics,
+    /// What applications want to be filled.
+    warmer: Arc<Warmer>,
 }
 
 /// A running daemon.
@@ -104,17 +119,19 @@ impl Daemon {
                 (serve::admin::Admin::new(status.clone(), operator.clone(), limits), admin_stop.clone());
             async move { admin.serve(move || serve::admin::service(&routes), admin_limits, stop).await }
         });
-        let shapes = inspect(&config, &stop).await?;
-        let context = Arc::new(context(config, shapes, status)?);
+        let entities = start::inspect(&config, &stop).await?;
+        let context = Arc::new(context(config, entities, status)?);
         let config = &context.config;
 
         let cache_metrics: Arc<Vec<CacheMetrics>> =
             Arc::new(config.entities.iter().map(|e| CacheMetrics::new(&e.name)).collect());
-        let pool = source::pool(&config.source)?;
+        let pool = context.pool.clone();
         let permits = Permits::new(config.source.max_fills, config.entities.len(), FillMetrics::new());
         let rows = Rows::new(pool.clone(), permits, config.source.fill_timeout);
         let hierarchy = context.hierarchy.clone();
-        let filler = Filler::new(hierarchy.clone(), rows, config.source.max_waiting_fills, cache_metrics.clone());
+        let max_value = bytes(config.apply.max_value);
+        let filler =
+            Filler::new(hierarchy.clone(), rows, config.source.max_waiting_fills, max_value, cache_metrics.clone());
         let auditor = Auditor::new(
             hierarchy.clone(),
             filler.clone(),
@@ -123,7 +140,7 @@ impl Daemon {
             AuditMetrics::new(),
         );
         operator.attach(context.clone(), auditor.clone());
-        let cache = Cache::new(hierarchy.clone(), filler, freshness(config), cache_metrics);
+        let cache = Cache::new(hierarchy.clone(), filler.clone(), freshness(config), cache_metrics);
         context.status.attach(hierarchy.clone(), context.metrics.replication.clone(), context.outage.clone());
 
         // Connections to L2 stay up until the last batch is applied.
@@ -157,9 +174,26 @@ impl Daemon {
             }
         });
         tasks.spawn({
+            let (context, stop) = (context.clone(), stop.clone());
+            async move {
+                watch::watch(&context, &stop).await;
+                Ok(())
+            }
+        });
+        tasks.spawn({
             let stop = stop.clone();
             async move {
                 auditor.run(stop).await;
+                Ok(())
+            }
+        });
+        tasks.spawn({
+            let (stop, warmer, hierarchy) = (stop.clone(), context.warmer.clone(), hierarchy.clone());
+            async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = warmer.run(&hierarchy, &filler) => {}
+                }
                 Ok(())
             }
         });
@@ -246,45 +280,16 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     Ok(())
 }
 
-/// Inspects the source until it answers, and refuses what cannot work.
-async fn inspect(config: &Config, stop: &CancellationToken) -> Result<Vec<Shape>, DaemonError> {
-    let mut backoff = crate::retry::forever(Duration::from_millis(100), config.source.reconnect_max);
-    loop {
-        let attempt = async {
-            let client = source::connect(&config.source, Some(STATEMENT_TIMEOUT)).await?;
-            catalog::inspect(&client, config).await
-        };
-        // The server's own limit on statements does not help where the way to it is silent.
-        let after = config.source.dead_after;
-        let attempt = tokio::time::timeout(after, attempt).await;
-        let late = |_| Err(SourceError::Timeout { what: "inspect the source database", after });
-        match attempt.unwrap_or_else(late) {
-            Ok(inspection) if inspection.is_ok() => {
-                for finding in &inspection.findings {
-                    warn!(code = finding.code, remedy = finding.remedy, "{} {}", finding.subject, finding.what);
-                }
-                let shapes = inspection.shapes.into_iter().collect::<Option<_>>();
-                return shapes.ok_or(DaemonError::Findings(inspection.findings));
-            }
-            Ok(inspection) => return Err(DaemonError::Findings(inspection.findings)),
-            Err(error) if error.verdict() == Verdict::Retry => {
-                warn!(%error, "the source database is not available; trying again");
-            }
-            Err(error) => return Err(error.into()),
-        }
-        tokio::select! {
-            () = tokio::time::sleep(backoff.next()) => {}
-            () = stop.cancelled() => return Err(DaemonError::Stopped),
-        }
-    }
-}
-
-fn context(config: Config, shapes: Vec<Shape>, status: Arc<Status>) -> Result<Context, DaemonError> {
-    let entities: Vec<Arc<Entity>> = (config.entities.iter().zip(shapes).enumerate())
-        .map(|(id, (e, shape))| {
+fn context(config: Config, resolved: Vec<Resolved>, status: Arc<Status>) -> Result<Context, DaemonError> {
+    let entities: Vec<Arc<Entity>> = (config.entities.iter().zip(resolved).enumerate())
+        .map(|(id, (e, resolved))| {
             let table = (e.table.schema.clone(), e.table.name.clone());
             let prefix = config.l2.as_ref().map_or("", |l2| &l2.prefix);
-            Arc::new(Entity::new(id, e.name.clone(), table, e.on_change, e.ttl, e.populate, prefix, shape))
+            let shape = resolved.shape.unwrap_or_else(|| Shape::unknown(resolved.signature));
+            let entity = Entity::new(id, e.name.clone(), table, e.on_change, e.ttl, e.populate, prefix, shape);
+            entity.set_standing(resolved.standing);
+            entity.set_seen(resolved.signature);
+            Arc::new(entity)
         })
         .collect();
     let l2 = match &config.l2 {
@@ -300,7 +305,11 @@ fn context(config: Config, shapes: Vec<Shape>, status: Arc<Status>) -> Result<Co
         apply: Arc::new(ApplyMetrics::new(names())),
         replication: Arc::new(ReplicationMetrics::new(names())),
     };
+    entities.iter().for_each(|entity| metrics.apply.servable(entity.id, entity.is_servable()));
     let hierarchy = Arc::new(Hierarchy { entities, l1, l2, watermark: Watermark::default() });
+    let followed = Arc::new(Followed::default());
+    let pool = source::pool(&config.source, followed.clone())?;
+    let commanded = CommandMetrics::new();
     Ok(Context {
         config,
         hierarchy,
@@ -309,6 +318,10 @@ fn context(config: Config, shapes: Vec<Shape>, status: Arc<Status>) -> Result<Co
         status,
         outage: Arc::new(outage),
         commands: Commands::default(),
+        pool,
+        followed,
+        warmer: Arc::new(Warmer::new(commanded.clone())),
+        commanded,
     })
 }
 
@@ -323,9 +336,14 @@ fn connection(l2: &L2Config) -> l2::Config {
     }
 }
 
+/// A size of the configuration, as far as this machine can count.
+fn bytes(size: u64) -> usize {
+    usize::try_from(size).unwrap_or(usize::MAX)
+}
+
 fn limits(config: &Config) -> Limits {
     Limits {
-        max_body: usize::try_from(config.http.max_body).unwrap_or(usize::MAX),
+        max_body: bytes(config.http.max_body),
         max_batch: config.http.max_batch,
         header_timeout: config.http.header_timeout,
         max_connections: config.http.max_connections,

@@ -5,10 +5,58 @@
 //! is checked before anything is read or allocated by it. Errors hold numbers and never values: they may be logged.
 //!
 //! - [`pgoutput`]: messages of Postgres' own output plugin.
+//! - [`wal2json`]: messages of the plugin of that name.
 //! - [`render`]: a value's text to the JSON that `row_to_json` gives for it.
 
+#[cfg(test)]
+mod fuzz;
 pub mod pgoutput;
 pub mod render;
+pub mod wal2json;
+
+use crate::change::Event;
+
+/// The decoder of the slot's output plugin.
+#[derive(Debug)]
+pub enum Decoder {
+    /// Of pgoutput.
+    Pgoutput(pgoutput::Decoder),
+    /// Of wal2json.
+    Wal2json(Box<wal2json::Decoder>),
+}
+
+impl Decoder {
+    /// Decodes one message and hands on the events that it makes, in order.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if it is not a message of the plugin, or not one that may come here.
+    pub fn decode(&mut self, message: &[u8], mut each: impl FnMut(Event<'_>)) -> Result<(), DecodeError> {
+        match self {
+            Decoder::Pgoutput(decoder) => decoder.decode(message).map(each),
+            Decoder::Wal2json(decoder) => decoder.decode(message, &mut each),
+        }
+    }
+
+    /// Decodes what is known of a message that is too large by its beginning.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if it is none of those that may be large: of a row, or a logical message.
+    pub fn cut(&mut self, head: &[u8], mut each: impl FnMut(Event<'_>)) -> Result<(), DecodeError> {
+        match self {
+            Decoder::Pgoutput(decoder) => decoder.cut(head).map(each),
+            Decoder::Wal2json(decoder) => decoder.cut(head, &mut each),
+        }
+    }
+
+    /// Takes a notice that the plugin sent in between (its fields, as in the wire protocol).
+    pub fn notice(&mut self, fields: &[u8], mut each: impl FnMut(Event<'_>)) {
+        match self {
+            // It says nothing about data.
+            Decoder::Pgoutput(_) => {}
+            Decoder::Wal2json(decoder) => decoder.notice(fields, &mut each),
+        }
+    }
+}
 
 /// A message that is not what its protocol says. The stream cannot go on behind it: the next message may depend on
 /// what was in this one.
@@ -77,7 +125,16 @@ pub enum Problem {
     /// A change or commit outside of a transaction.
     #[error("no transaction is open")]
     NoTransaction,
-    /// A commit time beyond what 64 bits hold in microseconds.
+    /// A commit time beyond what 64 bits hold in microseconds, or in another form.
     #[error("commit time out of range")]
     CommitTime,
+    /// JSON that is none, or of another form than the plugin's.
+    #[error("{0} wanted")]
+    Syntax(&'static str),
+    /// A field that the plugin writes, unless it is too old.
+    #[error("no field {0:?}")]
+    MissingField(&'static str),
+    /// Columns without what tells their types and places.
+    #[error("columns without {0:?}: wal2json is older than 2.5")]
+    TooOld(&'static str),
 }

@@ -60,6 +60,16 @@ pub struct ValueColumn {
     pub sql_type: SqlType,
 }
 
+/// What of a table reaches the stream.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Published {
+    /// The publications' row filter, in SQL over the table's columns: other rows are none of the entity's. `None`: all rows
+    /// are.
+    pub row_filter: Option<String>,
+    /// Differs after a time out of the publications, and whenever they were altered.
+    pub version: u64,
+}
+
 /// The columns of an entity as the catalog has them now; replaced as a whole when the table's shape changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
@@ -71,12 +81,113 @@ pub struct Shape {
     pub key: Vec<KeyColumn>,
     /// Whether the value is the whole row, so that a column that is added to the table belongs to it, too.
     pub whole_row: bool,
+    /// Whether it is the root of partitions, which have replica identities of their own.
+    pub partitioned: bool,
     /// Stands for whatever else decides what its values read as: it differs after an ALTER TABLE that rewrote values in
-    /// place, a renamed enum label, or a time out of the publication.
+    /// place, a renamed enum label, a partition that came or went, or a time out of the publication; also where all of that
+    /// was undone.
     pub version: u64,
+    /// Which of its rows are streamed.
+    pub published: Published,
+    /// The tables under whose names its rows are streamed: the table itself, then its partitions of every level. Empty
+    /// where the stream announces tables by itself, as pgoutput's does.
+    pub tables: Vec<StreamedTable>,
+}
+
+/// What the catalog says of a table that the stream knows by its name only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamedTable {
+    /// `pg_class.oid`.
+    pub oid: u32,
+    /// The table's schema.
+    pub schema: String,
+    /// The table's name.
+    pub name: String,
+    /// Its columns, by position.
+    pub columns: Vec<StreamedColumn>,
+    /// Differs after a change of its name, its schema's name, or its replica identity, also if that was taken back.
+    pub version: String,
+}
+
+/// A column of a [`StreamedTable`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamedColumn {
+    /// The column's name.
+    pub name: String,
+    /// `pg_type.oid` of its type.
+    pub type_oid: u32,
+    /// `pg_attribute.attnum`.
+    pub position: i16,
+    /// Whether its values may lie out of line, so that an update that leaves one as it was does not carry it.
+    pub out_of_line: bool,
+    /// Whether it is computed when it is read, and therefore in no row that is streamed.
+    pub computed: bool,
+}
+
+/// What may be done with an entity, by the source's catalog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// Its changes come through the stream: reads are answered from the tiers.
+    Cached,
+    /// They do not, or not as they must, and why: reads are answered from Postgres.
+    Uncached(String),
+    /// Its rows cannot be read as it is configured, and why: reads are refused.
+    Unreadable(String),
+}
+
+impl Standing {
+    /// Its name in the status.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Standing::Cached => "cached",
+            Standing::Uncached(_) => "uncached",
+            Standing::Unreadable(_) => "unreadable",
+        }
+    }
+
+    /// Why it is not cached.
+    pub fn cause(&self) -> Option<&str> {
+        match self {
+            Standing::Cached => None,
+            Standing::Uncached(why) | Standing::Unreadable(why) => Some(why),
+        }
+    }
+}
+
+/// An entity as the source's catalog has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// What may be done with it.
+    pub standing: Standing,
+    /// Its shape; where it is unreadable, there may be none.
+    pub shape: Option<Shape>,
+    /// Stands for everything in the catalog that a look at the entity sees, see `catalog::Signatures`.
+    pub signature: u64,
 }
 
 impl Shape {
+    /// Of a table that cannot be read: without columns, and no key is one of its keys.
+    pub fn unknown(version: u64) -> Self {
+        Shape {
+            table_oid: 0,
+            columns: Vec::new(),
+            key: Vec::new(),
+            whole_row: false,
+            partitioned: false,
+            version,
+            published: Published::default(),
+            tables: Vec::new(),
+        }
+    }
+
+    /// Whether its rows are streamed under the same names in both.
+    pub fn is_streamed_as(&self, other: &Shape) -> bool {
+        let names = |shape: &Shape| -> std::collections::BTreeSet<(String, String)> {
+            shape.tables.iter().map(|table| (table.schema.clone(), table.name.clone())).collect()
+        };
+        self.partitioned == other.partitioned && names(self) == names(other)
+    }
+
     /// Tells shapes apart across restarts: whatever decides how a value reads, as a hash.
     pub fn signature(&self) -> u64 {
         hash(format!("{self:?}").as_bytes())
@@ -104,7 +215,10 @@ pub struct Entity {
     pub redis_prefix: String,
     shape: ArcSwap<Shape>,
     generation: AtomicU64,
+    /// Whether it stands as cached: what every read looks at.
     servable: AtomicBool,
+    standing: ArcSwap<Standing>,
+    seen: AtomicU64,
     reshaping: AtomicBool,
     images_after: AtomicU64,
 }
@@ -135,6 +249,8 @@ impl Entity {
             shape: ArcSwap::from_pointee(shape),
             generation: AtomicU64::new(0),
             servable: AtomicBool::new(true),
+            standing: ArcSwap::from_pointee(Standing::Cached),
+            seen: AtomicU64::new(0),
             reshaping: AtomicBool::new(false),
             images_after: AtomicU64::new(0),
         }
@@ -168,9 +284,37 @@ impl Entity {
         self.servable.load(Ordering::Acquire)
     }
 
+    /// What may be done with it.
+    pub fn standing(&self) -> Arc<Standing> {
+        self.standing.load_full()
+    }
+
     /// Takes the entity out of the tiers, before its generation is raised; or lets it back in, after that.
-    pub fn set_servable(&self, servable: bool) {
+    pub fn set_standing(&self, standing: Standing) {
+        let servable = standing == Standing::Cached;
+        self.standing.store(Arc::new(standing));
         self.servable.store(servable, Ordering::Release);
+    }
+
+    /// Why its rows cannot be read, if they cannot.
+    pub fn unreadable(&self) -> Option<String> {
+        if self.is_servable() {
+            return None;
+        }
+        match &**self.standing.load() {
+            Standing::Unreadable(why) => Some(why.clone()),
+            _ => None,
+        }
+    }
+
+    /// The signature of the catalog when it was last looked up: see [`Resolved::signature`].
+    pub fn seen(&self) -> u64 {
+        self.seen.load(Ordering::Acquire)
+    }
+
+    /// Takes note of what a look that is done stands for.
+    pub fn set_seen(&self, signature: u64) {
+        self.seen.store(signature, Ordering::Release);
     }
 
     /// Events up to here may be of a shape before this one, whose values read otherwise: they drop entries, and do not
@@ -197,6 +341,14 @@ impl Entity {
     /// See [`Key::from_request`].
     pub fn key(&self, segment: &str) -> Result<EntryKey, crate::key::KeyError> {
         Key::from_request(segment, &self.shape.load().key).map(|key| self.entry_key(key))
+    }
+
+    /// Makes a key of the values of its columns, as they are.
+    ///
+    /// # Errors
+    /// See [`Key::from_values`].
+    pub fn key_of(&self, values: &[std::borrow::Cow<'_, str>]) -> Result<EntryKey, crate::key::KeyError> {
+        Key::from_values(values, &self.shape.load().key).map(|key| self.entry_key(key))
     }
 
     /// The entry whose full key in Redis this is; `None` if no read can reach it: the key is another's, or none that

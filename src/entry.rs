@@ -9,6 +9,8 @@
 //! reached `lo`, the value may be one that was never committed. `v`: the value; `null` says the row is absent.
 //! While a fill is on its way, a lease stands in the entry's place: `{"lease":"<token>"}`.
 
+pub mod gaps;
+
 use bytes::Bytes;
 
 use crate::entity::Generation;
@@ -16,6 +18,9 @@ use crate::lsn::Lsn;
 
 /// Bytes before the value.
 pub const HEAD: usize = 82;
+
+/// Where the mark stands that a transaction applied in pieces wrote it: `1`, else `0`.
+pub const SPLIT: usize = 76;
 
 /// What is known of a value beside its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +44,7 @@ pub fn set_label(head: &mut [u8; HEAD], label: &Label) {
     head[7..23].copy_from_slice(&label.lo.hex16());
     head[31..47].copy_from_slice(&label.hi.hex16());
     head[54..70].copy_from_slice(&label.generation.hex16());
-    head[76] = if label.split { b'1' } else { b'0' };
+    head[SPLIT] = if label.split { b'1' } else { b'0' };
 }
 
 /// Writes a whole entry; `value` is `None` for a row known to be absent.
@@ -78,7 +83,7 @@ pub fn decode(stored: Bytes) -> Stored {
         literal(47, b"\",\"g\":\"")?;
         literal(70, b"\",\"s\":")?;
         literal(77, b",\"v\":")?;
-        let split = match stored.get(76)? {
+        let split = match stored.get(SPLIT)? {
             b'0' => false,
             b'1' => true,
             _ => return None,

@@ -111,8 +111,16 @@ impl Gate {
     /// # Errors
     /// If the connection fails.
     pub async fn outlast(&mut self) -> Result<(), GateError> {
-        let running = self.snapshot().await?.in_progress;
+        let running = self.running().await?;
         self.pass(&running).await
+    }
+
+    /// The transactions that run now and have changed something.
+    ///
+    /// # Errors
+    /// If the connection fails.
+    pub async fn running(&self) -> Result<Vec<u32>, GateError> {
+        Ok(self.snapshot().await?.in_progress)
     }
 
     async fn snapshot(&self) -> Result<Snapshot, GateError> {

@@ -68,6 +68,13 @@ pub enum KeyError {
     TooLong,
 }
 
+impl KeyError {
+    fn parts(found: usize, columns: &[KeyColumn]) -> Self {
+        let names: Vec<&str> = columns.iter().map(|c| c.name.as_str()).collect();
+        KeyError::Parts { found, wanted: columns.len(), columns: names.join(",") }
+    }
+}
+
 /// A key column as its entity resolved it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyColumn {
@@ -97,12 +104,31 @@ impl Key {
         }
         let found = segment.split(',').count();
         if found != columns.len() {
-            let names: Vec<&str> = columns.iter().map(|c| c.name.as_str()).collect();
-            return Err(KeyError::Parts { found, wanted: columns.len(), columns: names.join(",") });
+            return Err(KeyError::parts(found, columns));
         }
-        let mut key = Vec::with_capacity(segment.len());
-        for (i, (part, column)) in segment.split(',').zip(columns).enumerate() {
-            let text = decode(part)?;
+        Key::canonical(segment.split(',').map(decode), columns)
+    }
+
+    /// Makes a key of the values of its columns, one by one: as they are, not encoded.
+    ///
+    /// # Errors
+    /// As [`Key::from_request`].
+    pub fn from_values(values: &[Cow<'_, str>], columns: &[KeyColumn]) -> Result<Key, KeyError> {
+        if values.len() != columns.len() {
+            return Err(KeyError::parts(values.len(), columns));
+        }
+        let checked = |value: &Cow<'_, str>| if value.contains('\0') { Err(KeyError::Encoding) } else { Ok(()) };
+        Key::canonical(values.iter().map(|value| checked(value).map(|()| Cow::Borrowed(value.as_ref()))), columns)
+    }
+
+    /// Brings as many values as there are columns to their canonical form.
+    fn canonical<'a>(
+        values: impl Iterator<Item = Result<Cow<'a, str>, KeyError>>,
+        columns: &[KeyColumn],
+    ) -> Result<Key, KeyError> {
+        let mut key = Vec::new();
+        for (i, (value, column)) in values.zip(columns).enumerate() {
+            let text = value?;
             let canonical = column.key_type.canonical(&text).ok_or_else(|| KeyError::Value {
                 column: column.name.clone(),
                 expected: column.key_type.to_string(),
@@ -112,9 +138,9 @@ impl Key {
                 key.push(b',');
             }
             push_part(&mut key, canonical.as_bytes());
-        }
-        if key.len() > MAX_KEY_BYTES {
-            return Err(KeyError::TooLong);
+            if key.len() > MAX_KEY_BYTES {
+                return Err(KeyError::TooLong);
+            }
         }
         // Only ASCII was replaced, by ASCII: what was UTF-8 still is.
         String::from_utf8(key).map(|key| Key(key.into_boxed_str())).map_err(|_| KeyError::Encoding)

@@ -2,7 +2,7 @@
 //! Postgres' own write-ahead log, and serves reads over HTTP from L1 -> L2 -> Postgres.
 //!
 //! ```text
-//! Postgres --(pgoutput)--> capture -> decode -> plan -> gate -> apply --> L2 (Redis), and the fence of L1
+//! Postgres --(pgoutput | wal2json)--> capture -> decode -> plan -> gate -> apply --> L2 (Redis), and the fence of L1
 //! client --HTTP--> serve -> cache: L1 -> L2 -> fill (Postgres) -> L2 (leased) -> L1
 //! ```
 //!

@@ -4,6 +4,7 @@
 //! are few and bounded by the configuration, and never contain a key.
 
 mod label;
+mod slot;
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -16,7 +17,8 @@ use warp::http::StatusCode;
 
 use crate::lsn::Lsn;
 
-pub use label::{Audit, Cause, Fenced, Fill, Lookup, Op, Route, Tier};
+pub use label::{Audit, Cause, Command, Commanded, Fenced, Fill, Lookup, Op, Route, SlotStatus, Tier};
+pub use slot::SlotMetrics;
 
 const BUILD_INFO: &str = "walcache_build_info";
 const REPLICATION_CONNECTED: &str = "walcache_replication_connected";
@@ -25,6 +27,8 @@ const REPLICATION_LAG_SECONDS: &str = "walcache_replication_lag_seconds";
 const REPLICATION_EVENTS: &str = "walcache_replication_events_total";
 const REPLICATION_TRANSACTIONS: &str = "walcache_replication_transactions_total";
 const REPLICATION_RECONNECTS: &str = "walcache_replication_reconnects_total";
+const REPLICATION_SLOT_SAFE_BYTES: &str = "walcache_replication_slot_safe_bytes";
+const REPLICATION_SLOT_STATUS: &str = "walcache_replication_slot_status";
 const GATE_WAIT_SECONDS: &str = "walcache_gate_wait_seconds";
 const COMMIT_TO_VISIBLE_SECONDS: &str = "walcache_commit_to_visible_seconds";
 const APPLY_BATCH_SECONDS: &str = "walcache_apply_batch_seconds";
@@ -32,10 +36,12 @@ const APPLY_BATCH_KEYS: &str = "walcache_apply_batch_keys";
 const FENCED_WRITES: &str = "walcache_fenced_writes_total";
 const CACHE_INVALIDATIONS: &str = "walcache_cache_invalidations_total";
 const CACHE_REQUESTS: &str = "walcache_cache_requests_total";
+const COMMANDS: &str = "walcache_commands_total";
 const FILLS: &str = "walcache_fills_total";
 const FILLS_RUNNING: &str = "walcache_fills_running";
 const FILLS_WAITING: &str = "walcache_fills_waiting";
 const AUDIT_CHECKS: &str = "walcache_audit_checks_total";
+const ENTITY_SERVABLE: &str = "walcache_entity_servable";
 const L2_TRUSTED: &str = "walcache_l2_trusted";
 const LEADER: &str = "walcache_leader";
 const DB_POOL_AVAILABLE: &str = "walcache_db_pool_available";
@@ -87,7 +93,7 @@ fn describe() {
     describe_gauge!(
         REPLICATION_LAG_BYTES,
         Unit::Bytes,
-        "WAL between the source's end and what was received, what was applied, and what the slot still retains."
+        "WAL between the source's end and what was received, what was applied, and what the slot still retains; the last is NaN while the source cannot be asked."
     );
     describe_gauge!(
         REPLICATION_LAG_SECONDS,
@@ -97,6 +103,15 @@ fn describe() {
     describe_counter!(REPLICATION_EVENTS, "Row changes and truncations received of committed transactions.");
     describe_counter!(REPLICATION_TRANSACTIONS, "Transactions received that touched a published table.");
     describe_counter!(REPLICATION_RECONNECTS, "Times the replication stream was lost and opened again.");
+    describe_gauge!(
+        REPLICATION_SLOT_SAFE_BYTES,
+        Unit::Bytes,
+        "WAL that may be written before the slot is in danger of being lost; +Inf without max_slot_wal_keep_size, NaN while the source cannot be asked."
+    );
+    describe_gauge!(
+        REPLICATION_SLOT_STATUS,
+        "1 for the state that the source gives the slot, 0 for the others; 0 for all while the source cannot be asked."
+    );
     describe_histogram!(
         GATE_WAIT_SECONDS,
         Unit::Seconds,
@@ -112,10 +127,15 @@ fn describe() {
     describe_counter!(FENCED_WRITES, "Apply scripts that Redis refused, by reason.");
     describe_counter!(CACHE_INVALIDATIONS, "Entries, or whole entities, made unservable, by cause.");
     describe_counter!(CACHE_REQUESTS, "Lookups by tier and result.");
+    describe_counter!(COMMANDS, "Keys (or whole entities) in applications' commands, by what became of them.");
     describe_counter!(FILLS, "Values read from the source, by what became of them.");
     describe_gauge!(FILLS_RUNNING, Unit::Count, "Keys that are being read from the source.");
     describe_gauge!(FILLS_WAITING, Unit::Count, "Reads that wait for the source, those of running fills included.");
     describe_counter!(AUDIT_CHECKS, "Cached entries compared with Postgres, by tier and result.");
+    describe_gauge!(
+        ENTITY_SERVABLE,
+        "1 while the entity is cached; 0 while its table and the configuration, or the publication, do not go together."
+    );
     describe_gauge!(L2_TRUSTED, "1 while answers from Redis are used.");
     describe_gauge!(LEADER, "1 while this instance holds the slot and applies events.");
     describe_gauge!(DB_POOL_AVAILABLE, Unit::Count, "Idle connections in the pool for fills.");
@@ -128,7 +148,8 @@ pub struct ReplicationMetrics {
     connected: Gauge,
     lag_received: Gauge,
     lag_applied: Gauge,
-    lag_retained: Gauge,
+    /// What the server says of the slot.
+    pub slot: SlotMetrics,
     lag_seconds: Gauge,
     /// Transactions received.
     pub transactions: Counter,
@@ -150,7 +171,7 @@ impl ReplicationMetrics {
             connected: gauge!(REPLICATION_CONNECTED),
             lag_received: lag("received"),
             lag_applied: lag("applied"),
-            lag_retained: lag("retained"),
+            slot: SlotMetrics::new(),
             lag_seconds: gauge!(REPLICATION_LAG_SECONDS),
             transactions: counter!(REPLICATION_TRANSACTIONS),
             reconnects: counter!(REPLICATION_RECONNECTS),
@@ -165,11 +186,9 @@ impl ReplicationMetrics {
         self.connected.set(f64::from(u8::from(connected)));
     }
 
-    /// The lags behind `current`, the end of the source's log; `retained` is where the slot holds it back.
-    pub fn lag_bytes(&self, current: Lsn, received: Lsn, applied: Lsn, retained: Lsn) {
-        for (gauge, at) in
-            [(&self.lag_received, received), (&self.lag_applied, applied), (&self.lag_retained, retained)]
-        {
+    /// The lags behind `current`, the end of the source's log.
+    pub fn lag_bytes(&self, current: Lsn, received: Lsn, applied: Lsn) {
+        for (gauge, at) in [(&self.lag_received, received), (&self.lag_applied, applied)] {
             gauge.set(current.bytes_since(at) as f64);
         }
     }
@@ -204,6 +223,7 @@ pub struct ApplyMetrics {
     batch_keys: Histogram,
     fenced: [Counter; Fenced::ALL.len()],
     invalidations: Vec<[Counter; Cause::ALL.len()]>,
+    servable: Vec<Gauge>,
 }
 
 impl ApplyMetrics {
@@ -212,11 +232,15 @@ impl ApplyMetrics {
         let invalidations = |entity: &str| {
             Cause::ALL.map(|(_, cause)| counter!(CACHE_INVALIDATIONS, "entity" => entity.to_owned(), "cause" => cause))
         };
+        let (servable, invalidations): (Vec<_>, Vec<_>) = (entities.into_iter())
+            .map(|name| (gauge!(ENTITY_SERVABLE, "entity" => name.to_owned()), invalidations(name)))
+            .unzip();
         ApplyMetrics {
             batch_seconds: histogram!(APPLY_BATCH_SECONDS),
             batch_keys: histogram!(APPLY_BATCH_KEYS),
             fenced: Fenced::ALL.map(|(_, reason)| counter!(FENCED_WRITES, "reason" => reason)),
-            invalidations: entities.into_iter().map(invalidations).collect(),
+            invalidations,
+            servable,
         }
     }
 
@@ -229,6 +253,13 @@ impl ApplyMetrics {
     /// Counts a refused script.
     pub fn fenced(&self, reason: Fenced) {
         self.fenced[reason as usize].increment(1);
+    }
+
+    /// Whether an entity is cached.
+    pub fn servable(&self, entity_id: usize, servable: bool) {
+        if let Some(gauge) = self.servable.get(entity_id) {
+            gauge.set(f64::from(u8::from(servable)));
+        }
     }
 
     /// Counts invalidations of an entity's entries.
@@ -264,6 +295,24 @@ impl CacheMetrics {
     /// Counts values read from the source.
     pub fn fill(&self, result: Fill, count: u64) {
         self.fills[result as usize].increment(count);
+    }
+}
+
+/// Metrics of the application's commands.
+#[derive(Clone)]
+pub struct CommandMetrics([[Counter; Commanded::ALL.len()]; Command::ALL.len()]);
+
+impl CommandMetrics {
+    /// Handles.
+    #[allow(clippy::new_without_default, reason = "it registers metrics, which a default should not")]
+    pub fn new() -> Self {
+        let count = |command, result| counter!(COMMANDS, "command" => command, "result" => result);
+        CommandMetrics(Command::ALL.map(|(_, command)| Commanded::ALL.map(|(_, result)| count(command, result))))
+    }
+
+    /// Counts a key that a command names, or a command without one.
+    pub fn count(&self, command: Command, result: Commanded) {
+        self.0[command as usize][result as usize].increment(1);
     }
 }
 
@@ -384,7 +433,8 @@ mod tests {
             describe();
             let replication = ReplicationMetrics::new(["product", "note"]);
             replication.connected(true);
-            replication.lag_bytes(Lsn::from_u64(100), Lsn::from_u64(90), Lsn::from_u64(200), Lsn::from_u64(0));
+            replication.lag_bytes(Lsn::from_u64(100), Lsn::from_u64(90), Lsn::from_u64(200));
+            replication.slot.set(SlotStatus::Extended, Some(50), None);
             replication.events(1, Op::Delete, 3);
             replication.events(7, Op::Delete, 3);
             replication.commit_to_visible(Duration::from_micros(1200));
@@ -392,9 +442,11 @@ mod tests {
             apply.batch(128, Duration::from_millis(1));
             apply.fenced(Fenced::Epoch);
             apply.invalidations(0, Cause::Toast, 2);
+            apply.servable(0, true);
             let cache = CacheMetrics::new("product");
             cache.lookup(Tier::L2, Lookup::Stale);
             cache.fill(Fill::Voided, 1);
+            CommandMetrics::new().count(Command::Invalidate, Commanded::BadKey);
             FillMetrics::new().running.increment(3.0);
             AuditMetrics::new().check(Tier::L2, Audit::Finding);
             InstanceMetrics::new().leader(true);
@@ -407,6 +459,10 @@ mod tests {
             "walcache_replication_connected 1",
             "walcache_replication_lag_bytes{kind=\"received\"} 10",
             "walcache_replication_lag_bytes{kind=\"applied\"} 0",
+            "walcache_replication_lag_bytes{kind=\"retained\"} 50",
+            "walcache_replication_slot_safe_bytes inf",
+            "walcache_replication_slot_status{status=\"reserved\"} 0",
+            "walcache_replication_slot_status{status=\"extended\"} 1",
             "walcache_replication_events_total{entity=\"note\",op=\"delete\"} 3",
             "walcache_replication_events_total{entity=\"product\",op=\"insert\"} 0",
             "walcache_commit_to_visible_seconds_bucket{le=\"0.001\"} 0",
@@ -416,10 +472,12 @@ mod tests {
             "walcache_cache_invalidations_total{entity=\"product\",cause=\"toast\"} 2",
             "walcache_cache_requests_total{tier=\"l2\",entity=\"product\",result=\"stale\"} 1",
             "walcache_fills_total{entity=\"product\",result=\"voided\"} 1",
+            "walcache_commands_total{command=\"invalidate\",result=\"bad_key\"} 1",
             "walcache_fills_running 3",
             "walcache_fills_waiting 0",
             "walcache_audit_checks_total{tier=\"l2\",result=\"finding\"} 1",
             "walcache_audit_checks_total{tier=\"l1\",result=\"ok\"} 0",
+            "walcache_entity_servable{entity=\"product\"} 1",
             "walcache_leader 1",
             "walcache_l2_trusted 0",
             "walcache_http_requests_total{route=\"read\",code=\"200\"} 1",
@@ -435,7 +493,10 @@ mod tests {
     #[test]
     fn label_values_stand_in_the_order_of_their_variants() {
         assert!(Op::ALL.iter().enumerate().all(|(i, (op, _))| *op as usize == i));
+        assert!(Command::ALL.iter().enumerate().all(|(i, (command, _))| *command as usize == i));
+        assert!(Commanded::ALL.iter().enumerate().all(|(i, (result, _))| *result as usize == i));
         assert!(Audit::ALL.iter().enumerate().all(|(i, (audit, _))| *audit as usize == i));
+        assert!(SlotStatus::ALL.iter().enumerate().all(|(i, (status, _))| *status as usize == i));
         assert!(Cause::ALL.iter().enumerate().all(|(i, (cause, _))| *cause as usize == i));
     }
 }

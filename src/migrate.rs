@@ -14,7 +14,10 @@ pub struct Migration {
 }
 
 /// All of them, in order.
-pub const MIGRATIONS: [Migration; 1] = [Migration { version: 1, sql: include_str!("../migrations/0001_walcache.sql") }];
+pub const MIGRATIONS: [Migration; 2] = [
+    Migration { version: 1, sql: include_str!("../migrations/0001_walcache.sql") },
+    Migration { version: 2, sql: include_str!("../migrations/0002_commands.sql") },
+];
 
 /// Key of the advisory lock that lets one process migrate at a time: `walcache` in ASCII.
 const LOCK: i64 = 0x7761_6C63_6163_6865;

@@ -1,5 +1,7 @@
 //! Plans what a change does to entries: pure, (change, entities) to effects.
 
+pub mod command;
+
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,12 +20,16 @@ pub enum Cause {
     Update,
     /// The row was deleted, and the entity invalidates on change.
     Delete,
-    /// An unchanged out-of-line value is not in the stream.
+    /// An unchanged out-of-line value is not in the stream, and not in what is known of the row before either.
     Toast,
     /// A value cannot be made from its text in the stream.
     Opaque,
     /// The stream's columns are not the entity's: the table's shape has changed, or changes are older than that.
     Shape,
+    /// The application said so: see [`command`].
+    Command,
+    /// The value is larger than what is cached.
+    Large,
 }
 
 /// What is to be done to an entity's entries.
@@ -40,6 +46,18 @@ pub enum Effect {
         /// The entry's text, its label still blank.
         text: Vec<u8>,
     },
+    /// Write the row's new image, in which unchanged out-of-line values are missing: they are those of the image before
+    /// this change. Drop the entry where that is not known.
+    Merge {
+        /// The entity.
+        entity: usize,
+        /// The generation whose shape the image has.
+        generation: Generation,
+        /// The full key in Redis.
+        key: Vec<u8>,
+        /// The entry's text, its label still blank, its value with gaps: see [`entry::gaps`].
+        text: Vec<u8>,
+    },
     /// Drop the entry.
     Delete {
         /// The entity.
@@ -54,11 +72,34 @@ pub enum Effect {
         /// The entity.
         entity: usize,
     },
+    /// As [`Effect::Raise`], but that the table is not empty now.
+    Discard {
+        /// The entity.
+        entity: usize,
+        /// Why.
+        cause: Cause,
+    },
     /// Look up the table's shape: the stream announced another one.
     Reshape {
         /// The entity.
         entity: usize,
     },
+    /// Make all of the entity's entries unservable, and look up its table's shape: the table has come under another name,
+    /// and what happens to its rows under that is not the entity's.
+    Moved {
+        /// The entity.
+        entity: usize,
+    },
+    /// Look which tables' shapes have changed: the stream announced DDL.
+    LookAround,
+}
+
+/// A rendered image.
+enum Image {
+    /// All of it.
+    Whole(Vec<u8>),
+    /// Without the unchanged values that the stream leaves out.
+    Gaps(Vec<u8>),
 }
 
 /// How one entity reads tuples of one relation.
@@ -66,6 +107,8 @@ pub enum Effect {
 struct Mapping {
     entity: Arc<Entity>,
     generation: Generation,
+    /// Whether the relation is the entity's table, and not one of the same name.
+    is_table: bool,
     /// Positions of the key's columns; `None` if the relation lacks one.
     key: Option<Vec<usize>>,
     /// Whether an update that tells nothing of the old row has left the key as it was.
@@ -74,6 +117,8 @@ struct Mapping {
     value: Option<Vec<(usize, SqlType, Vec<u8>)>>,
     /// The length of the last text, which the next one's buffer is made for.
     last_length: Cell<usize>,
+    /// Bytes of the largest value that is cached.
+    max_value: usize,
 }
 
 /// The relations of the stream and the entities that are made of them.
@@ -81,22 +126,28 @@ struct Mapping {
 pub struct Planner {
     entities: Vec<Arc<Entity>>,
     relations: HashMap<u32, (Arc<Relation>, Vec<Mapping>)>,
+    max_value: usize,
 }
 
 impl Planner {
-    /// A planner for these entities.
+    /// A planner for these entities, whose values may be of any size.
     pub fn new(entities: Vec<Arc<Entity>>) -> Self {
-        Planner { entities, relations: HashMap::new() }
+        Planner { entities, relations: HashMap::new(), max_value: usize::MAX }
+    }
+
+    /// Drops the entries of values of more than so many bytes, rather than to write them.
+    pub fn max_value(self, max_value: usize) -> Self {
+        Planner { max_value, ..self }
     }
 
     /// Takes note of a relation's shape as the stream announces it.
     pub fn announce(&mut self, relation: &Arc<Relation>, effects: &mut Vec<Effect>) {
-        let mappings: Vec<Mapping> = self
-            .entities
-            .iter()
-            .filter(|e| e.schema == relation.schema && e.table == relation.name)
-            .map(|e| Mapping::new(e, relation))
-            .collect();
+        let mappings = map(&self.entities, relation, self.max_value);
+        // Perhaps it will have its name back before anybody looks.
+        let moved = |e: &&Arc<Entity>| {
+            (e.schema != relation.schema || e.table != relation.name) && e.shape().table_oid == relation.oid
+        };
+        effects.extend(self.entities.iter().filter(moved).map(|e| Effect::Moved { entity: e.id }));
         // Announced again within a session, it has been altered, perhaps in a way that does not show here.
         let again = self.relations.contains_key(&relation.oid);
         let altered = mappings.iter().filter(|m| again || m.value.is_none());
@@ -109,7 +160,7 @@ impl Planner {
         match change {
             Change::Insert { relation, new } => {
                 for mapping in self.mappings(relation) {
-                    mapping.write(new, &OldTuple::None, effects);
+                    mapping.write(new, &OldTuple::None, false, effects);
                 }
             }
             Change::Update { relation, old, new } => {
@@ -131,6 +182,9 @@ impl Planner {
                     effects.extend(raised);
                 }
             }
+            Change::Untold { relation } => {
+                effects.extend(self.mappings(relation).iter().map(|m| Effect::Raise { entity: m.entity.id }));
+            }
         }
     }
 
@@ -139,31 +193,67 @@ impl Planner {
         self.relations.get(&relation.oid).into_iter().flat_map(|(_, mappings)| mappings).map(|m| m.entity.id)
     }
 
+    /// Appends what a change of some row of a table does, of which nothing else is known.
+    pub fn plan_unknown(&self, relation: &Relation, effects: &mut Vec<Effect>) {
+        let entities = self.entities_of(relation);
+        effects.extend(entities.map(|entity| Effect::Discard { entity, cause: Cause::Large }));
+    }
+
+    /// A table was changed of which only the names of the partitioned tables that it belongs to are known, itself
+    /// among them; none, if it is gone. Says whether that concerns any entity.
+    pub fn place(&self, of: &[(String, String)], effects: &mut Vec<Effect>) -> bool {
+        let before = effects.len();
+        for entity in &self.entities {
+            if of.is_empty() {
+                // Whose it was cannot be known any more.
+                if entity.shape().partitioned {
+                    effects.push(Effect::Raise { entity: entity.id });
+                }
+            } else if of.iter().any(|(schema, name)| *schema == entity.schema && *name == entity.table) {
+                effects.push(Effect::Reshape { entity: entity.id });
+            }
+        }
+        effects.len() > before
+    }
+
     fn mappings(&mut self, relation: &Arc<Relation>) -> &[Mapping] {
+        let max_value = self.max_value;
         let Some((announced, mappings)) = self.relations.get_mut(&relation.oid) else { return &[] };
+        if !Arc::ptr_eq(announced, relation) {
+            // Tables that do not look as the catalog says share an oid.
+            *announced = relation.clone();
+            *mappings = map(&self.entities, relation, max_value);
+        }
         for mapping in mappings.iter_mut() {
             // A raised generation may stand for another shape.
             if mapping.generation != mapping.entity.generation() {
-                *mapping = Mapping::new(&mapping.entity, announced);
+                *mapping = Mapping::new(&mapping.entity, announced, max_value);
             }
         }
         mappings
     }
 }
 
+/// How the entities that are made of a relation read its tuples.
+fn map(entities: &[Arc<Entity>], relation: &Relation, max_value: usize) -> Vec<Mapping> {
+    let of = entities.iter().filter(|e| e.schema == relation.schema && e.table == relation.name);
+    of.map(|e| Mapping::new(e, relation, max_value)).collect()
+}
+
 impl Mapping {
-    fn new(entity: &Arc<Entity>, relation: &Relation) -> Mapping {
+    fn new(entity: &Arc<Entity>, relation: &Relation, max_value: usize) -> Mapping {
         // Before the shape: see `Entity::reshape`.
         let generation = entity.generation();
         let shape = entity.shape();
         let find =
             |name: &str, type_oid: u32| relation.columns.iter().position(|c| c.name == name && c.type_oid == type_oid);
         let key: Option<Vec<usize>> = shape.key.iter().map(|k| find(&k.name, k.type_oid)).collect();
-        // Other identities are left to the check of the catalog: a partitioned table's own may differ from its partitions'.
-        let key_in_identity = relation.identity != ReplicaIdentity::Index
+        // A partitioned table's own identity may differ from its partitions': those are left to the check of the catalog.
+        let key_in_identity = (relation.identity != ReplicaIdentity::Index && shape.partitioned)
             || key.iter().flatten().all(|position| relation.columns[*position].in_identity);
-        let same =
-            shape.table_oid == relation.oid && (!shape.whole_row || shape.columns.len() == relation.columns.len());
+        // Not another table of that name: one that was dropped, or renamed, or is not known yet.
+        let is_table = shape.table_oid == relation.oid;
+        let same = is_table && (!shape.whole_row || shape.columns.len() == relation.columns.len());
         let column = |(i, c): (usize, &crate::entity::ValueColumn)| {
             let mut before = vec![if i == 0 { b'{' } else { b',' }];
             escape(&mut before, &c.name);
@@ -171,7 +261,8 @@ impl Mapping {
             Some((find(&c.name, c.type_oid)?, c.sql_type.clone(), before))
         };
         let value = shape.columns.iter().enumerate().map(column).collect::<Option<_>>().filter(|_| same);
-        Mapping { entity: entity.clone(), generation, key, key_in_identity, value, last_length: Cell::new(entry::HEAD) }
+        let last_length = Cell::new(entry::HEAD);
+        Mapping { entity: entity.clone(), generation, is_table, key, key_in_identity, value, last_length, max_value }
     }
 
     /// The key of a row; a value that one tuple leaves out is looked for in the other.
@@ -179,10 +270,11 @@ impl Mapping {
         let mut key = Vec::with_capacity(self.entity.redis_prefix.len() + 24);
         key.extend_from_slice(self.entity.redis_prefix.as_bytes());
         for (i, position) in self.key.as_ref()?.iter().enumerate() {
-            let text = [Some(tuple), other].into_iter().flatten().find_map(|tuple| match tuple.get(*position) {
-                Some(Datum::Text(text)) => Some(*text),
-                _ => None,
-            })?;
+            let mut datum = tuple.get(*position)?;
+            if let (Datum::Unchanged, Some(other)) = (datum, other) {
+                datum = other.get(*position)?;
+            }
+            let Datum::Text(text) = datum else { return None };
             if i > 0 {
                 key.push(b',');
             }
@@ -199,34 +291,42 @@ impl Mapping {
     }
 
     fn update(&self, old: &OldTuple<'_>, new: &Tuple<'_>, effects: &mut Vec<Effect>) {
+        let mut same_key = false;
         if !matches!(old, OldTuple::None) {
             match self.old_key(old) {
-                Some(before) if self.key(new, old.tuple()).is_some_and(|after| after == before) => {}
+                Some(before) if self.key(new, old.tuple()).is_some_and(|after| after == before) => same_key = true,
                 Some(before) => self.absent(before, effects),
                 None => effects.push(Effect::Raise { entity: self.entity.id }),
             }
-        } else if !self.key_in_identity {
+        } else if self.key_in_identity {
+            same_key = true;
+        } else {
             // The key may have been another one: the table's replica identity was changed under way.
             effects.push(Effect::Raise { entity: self.entity.id });
         }
-        self.write(new, old, effects);
+        self.write(new, old, same_key, effects);
     }
 
     /// The row is not there any more.
     fn absent(&self, key: Vec<u8>, effects: &mut Vec<Effect>) {
         let text = match self.entity.on_change {
-            OnChange::Refresh => Ok([&entry::BLANK_HEAD[..], b"null}"].concat()),
+            OnChange::Refresh if !self.is_table => Err(Cause::Shape),
+            OnChange::Refresh => Ok(Image::Whole([&entry::BLANK_HEAD[..], b"null}"].concat())),
             OnChange::Invalidate => Err(Cause::Delete),
         };
         self.put(key, text, effects);
     }
 
-    /// The row reads as `new` now.
-    fn write(&self, new: &Tuple<'_>, old: &OldTuple<'_>, effects: &mut Vec<Effect>) {
+    /// The row reads as `new` now. With `same_key` the entry at its key is of this very row: keys are unique at any moment,
+    /// see `catalog::identity`. Else what stands there says nothing of the values that `new` leaves out.
+    fn write(&self, new: &Tuple<'_>, old: &OldTuple<'_>, same_key: bool, effects: &mut Vec<Effect>) {
         match self.key(new, old.tuple()) {
             Some(key) => {
                 let text = match self.entity.on_change {
-                    OnChange::Refresh => self.render(new, old),
+                    OnChange::Refresh => self.render(new, old).and_then(|image| match image {
+                        Image::Gaps(_) if !same_key => Err(Cause::Toast),
+                        image => Ok(image),
+                    }),
                     OnChange::Invalidate => Err(Cause::Update),
                 };
                 self.put(key, text, effects);
@@ -236,21 +336,25 @@ impl Mapping {
         }
     }
 
-    fn put(&self, key: Vec<u8>, text: Result<Vec<u8>, Cause>, effects: &mut Vec<Effect>) {
+    fn put(&self, key: Vec<u8>, image: Result<Image, Cause>, effects: &mut Vec<Effect>) {
         if key.len() - self.entity.redis_prefix.len() > MAX_KEY_BYTES {
             // No entry has such a key: requests for it are refused.
             return;
         }
-        effects.push(match text {
-            Ok(text) => Effect::Put { entity: self.entity.id, generation: self.generation, key, text },
+        // After the generation: whoever makes the entity servable again raises it before.
+        let image = if self.entity.is_servable() { image } else { Err(Cause::Shape) };
+        effects.push(match image {
+            Ok(Image::Whole(text)) => Effect::Put { entity: self.entity.id, generation: self.generation, key, text },
+            Ok(Image::Gaps(text)) => Effect::Merge { entity: self.entity.id, generation: self.generation, key, text },
             Err(cause) => Effect::Delete { entity: self.entity.id, key, cause },
         });
     }
 
-    fn render(&self, new: &Tuple<'_>, old: &OldTuple<'_>) -> Result<Vec<u8>, Cause> {
+    fn render(&self, new: &Tuple<'_>, old: &OldTuple<'_>) -> Result<Image, Cause> {
         let columns = self.value.as_ref().ok_or(Cause::Shape)?;
         let mut text = Vec::with_capacity(self.last_length.get() + 16);
         text.extend_from_slice(entry::BLANK_HEAD);
+        let mut gaps = false;
         for (position, sql_type, before) in columns {
             text.extend_from_slice(before);
             let mut datum = new.get(*position).ok_or(Cause::Shape)?;
@@ -260,13 +364,20 @@ impl Mapping {
             }
             match datum {
                 Datum::Null => text.extend_from_slice(b"null"),
-                Datum::Unchanged => return Err(Cause::Toast),
+                Datum::Untold => return Err(Cause::Opaque),
+                Datum::Unchanged => gaps = true,
+                // Its JSON is hardly ever shorter than its text.
+                Datum::Text(value) if value.len() > self.max_value => return Err(Cause::Large),
                 Datum::Text(value) => render(&mut text, sql_type, value).map_err(|_| Cause::Opaque)?,
+            }
+            // As soon as it is known: what is not to be kept is not to be made.
+            if text.len() - entry::HEAD >= self.max_value {
+                return Err(Cause::Large);
             }
         }
         text.extend_from_slice(if columns.is_empty() { b"{}}" } else { b"}}" });
         self.last_length.set(text.len());
-        Ok(text)
+        Ok(if gaps { Image::Gaps(text) } else { Image::Whole(text) })
     }
 }
 

@@ -4,6 +4,7 @@
 //! a table without replica identity, once published, would break the application's own writes.
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use crate::catalog::{self, Finding, Phase, Severity};
 use crate::config::{Config, SourceConfig};
@@ -40,26 +41,42 @@ pub async fn steps(client: &Client, config: &Config) -> Result<Vec<Finding>, Set
     Ok(steps)
 }
 
-/// Applies the steps until there are none, and tells `done` of each. Says whether there were any.
-///
-/// # Errors
-/// As [`steps`], and where a statement fails.
-pub async fn apply(client: &mut Client, config: &Config, mut done: impl FnMut(&Finding)) -> Result<bool, SetupError> {
-    for round in 0..ROUNDS {
-        let steps = steps(client, config).await?;
-        if steps.is_empty() {
-            return Ok(round > 0);
-        }
-        apply_round(client, &steps, config, &mut done).await?;
-    }
-    Ok(true)
+/// What became of a setup.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Whether there was anything to do.
+    pub changed: bool,
+    /// What was left out for want of rights, and what the server said: walcache runs without it.
+    pub left_out: Vec<(Finding, SourceError)>,
 }
 
-/// All but migrations and the slot are one transaction.
+/// Applies the steps until there are none, and tells `done` of each.
+///
+/// # Errors
+/// As [`steps`], and where a statement fails that is needed.
+pub async fn apply(
+    client: &mut Client,
+    config: &Config,
+    mut done: impl FnMut(&Finding),
+) -> Result<Applied, SetupError> {
+    let mut applied = Applied::default();
+    for _ in 0..ROUNDS {
+        let mut steps = steps(client, config).await?;
+        steps.retain(|step| applied.left_out.iter().all(|(left_out, _)| left_out.code != step.code));
+        if steps.is_empty() {
+            break;
+        }
+        apply_round(client, &steps, config, &mut applied, &mut done).await?;
+    }
+    Ok(applied)
+}
+
+/// All but migrations, event triggers and the slot are one transaction.
 async fn apply_round(
     client: &mut Client,
     steps: &[Finding],
     config: &Config,
+    applied: &mut Applied,
     done: &mut impl FnMut(&Finding),
 ) -> Result<(), SourceError> {
     let failed = |error| SourceError::postgres("apply setup", error);
@@ -79,6 +96,22 @@ async fn apply_round(
     }
     transaction.commit().await.map_err(failed)?;
     of(Phase::Grant).chain(of(Phase::Publication)).for_each(&mut *done);
+    applied.changed |= steps.iter().any(|step| step.setup != Some(Phase::Announce));
+    for step in of(Phase::Announce) {
+        let transaction = client.transaction().await.map_err(failed)?;
+        // Dropped without a commit, it is rolled back.
+        match transaction.batch_execute(sql_of(step)).await {
+            Ok(()) => {
+                transaction.commit().await.map_err(failed)?;
+                applied.changed = true;
+                done(step);
+            }
+            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                applied.left_out.push((step.clone(), failed(error)));
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
     // Not in a transaction that has written: the server refuses that.
     for step in of(Phase::Slot) {
         client.batch_execute(sql_of(step)).await.map_err(failed)?;

@@ -4,27 +4,37 @@
 //! that the stream would give.
 
 mod error;
+mod server;
 mod tls;
 mod url;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts};
+use deadpool_postgres::{
+    ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts,
+};
 use tokio_postgres::Client;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::config::SourceConfig;
 
 pub use error::{EXIT_CONFIG, EXIT_PERMISSION, EXIT_UNAVAILABLE, SourceError, Verdict};
+pub use server::{Followed, Server, System, WHICH_SERVER, which_server};
 pub use url::{SourceUrl, SourceUrlError, SslMode};
 
-/// What every session is pinned to. Text output depends on them.
-pub const SESSION: [(&str, &str); 5] = [
+/// What every session is pinned to, that of the stream among them. Text output depends on all but the last: `lc_monetary`
+/// decides how `money` is written, `quote_all_identifiers` the names that `regclass` and its like stand for. Compiling a
+/// query takes longer than any of ours.
+pub const SESSION: [(&str, &str); 8] = [
     ("TimeZone", "UTC"),
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
     ("extra_float_digits", "1"),
     ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
+    ("quote_all_identifiers", "off"),
+    ("jit", "off"),
 ];
 
 /// The name under which sessions appear in `pg_stat_activity`.
@@ -59,11 +69,11 @@ pub async fn connect(config: &SourceConfig, statement_timeout: Option<Duration>)
     Ok(client)
 }
 
-/// A pool of connections for fills. Nothing is connected yet.
+/// A pool of connections for fills, to the server that is followed and no other. Nothing is connected yet.
 ///
 /// # Errors
 /// [`SourceError::Url`] and [`SourceError::Certificate`], which no retry mends.
-pub fn pool(config: &SourceConfig) -> Result<Pool, SourceError> {
+pub fn pool(config: &SourceConfig, followed: Arc<Followed>) -> Result<Pool, SourceError> {
     let (postgres, tls) = parameters(config, Some(config.fill_timeout))?;
     let manager = Manager::from_config(postgres, tls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
     let timeouts = Timeouts {
@@ -71,7 +81,20 @@ pub fn pool(config: &SourceConfig) -> Result<Pool, SourceError> {
         create: Some(config.connect_timeout),
         recycle: Some(config.connect_timeout),
     };
+    let patience = config.connect_timeout;
+    let admitted = Hook::async_fn(move |client: &mut ClientWrapper, _| {
+        let followed = followed.clone();
+        Box::pin(async move {
+            match which_server(client, patience).await {
+                Ok(found) if followed.admits(found.as_ref()) => Ok(()),
+                Ok(_) => Err(HookError::message("source.url leads to another server than the one that is followed")),
+                Err(SourceError::Postgres { error, .. }) => Err(HookError::Backend(error)),
+                Err(error) => Err(HookError::message(error.to_string())),
+            }
+        })
+    });
     let builder = Pool::builder(manager).max_size(config.pool_size).timeouts(timeouts).runtime(Runtime::Tokio1);
+    let builder = builder.post_create(admitted);
     // Fails only where timeouts are set without a runtime.
     builder.build().map_err(|error| SourceError::Pool(error.to_string()))
 }

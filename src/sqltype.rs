@@ -25,12 +25,45 @@ pub enum SqlType {
     Array(Box<SqlType>, u8),
     /// `int2vector`, `oidvector`: an array whose text form has spaces between its elements and no braces.
     Vector(Box<SqlType>),
-    /// A type whose JSON form cannot be made from its text (composites, types with a cast to json): refetched.
+    /// A composite type, or the row type of a table: a JSON object of its attributes.
+    Composite(Vec<Attribute>),
+    /// A type whose JSON form cannot be made from its text, see [`Obstacle`]: refetched.
     Opaque,
 }
 
-/// What `sql/type_facts.sql` says of one type, by its `oid` column.
+/// An attribute of a composite type that has not been dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attribute {
+    /// Its name, which is its name in the JSON object.
+    pub name: String,
+    /// How its text becomes JSON.
+    pub sql_type: SqlType,
+}
+
+/// Why a type is [`SqlType::Opaque`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Obstacle {
+    /// The type that is in the way: the one asked for, or one that it is made of.
+    pub oid: u32,
+    /// What is the matter with it.
+    pub reason: Reason,
+}
+
+/// What makes a type opaque.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// `row_to_json` converts it by a cast to json that a user made.
+    Cast,
+    /// It is nested deeper than [`MAX_NESTING`].
+    Nesting,
+    /// The whole is made of more than [`MAX_PARTS`] types.
+    Parts,
+    /// The catalog does not tell what it is made of, or it is no type that a column can have.
+    Unknown,
+}
+
+/// What `sql/type_facts.sql` says of one type, by its `oid` column.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TypeFacts {
     /// `pg_type.typtype`: `b` base, `c` composite, `d` domain, `e` enum, `m` multirange, `p` pseudo, `r` range.
     pub typtype: u8,
@@ -42,10 +75,17 @@ pub struct TypeFacts {
     pub delimiter: u8,
     /// Whether `row_to_json` converts the type by a cast to json that a user made.
     pub has_json_cast: bool,
+    /// A composite type's attributes in order, without the dropped ones: name and type. Empty for others.
+    pub attributes: Vec<(String, u32)>,
 }
 
-/// How deep domains and arrays may nest (a domain over an array of a domain over ...) before a type counts as opaque.
-const MAX_NESTING: usize = 16;
+/// How deep domains, arrays and composites may nest (a domain over an array of a composite of ...) before a type counts
+/// as opaque: it bounds the recursion of whatever goes through a type or renders a value of it.
+pub const MAX_NESTING: usize = 16;
+
+/// How many types a type may be made of, each counted as often as it occurs, before it counts as opaque: composites of
+/// composites grow by multiplication.
+pub const MAX_PARTS: usize = 4096;
 
 const INT2VECTOR: u32 = 22;
 const OIDVECTOR: u32 = 30;
@@ -53,32 +93,49 @@ const OIDVECTOR: u32 = 30;
 impl SqlType {
     /// How a type reads in JSON, by the rules of `json_categorize_type` in Postgres.
     ///
-    /// A type that `facts` lacks is [`SqlType::Opaque`]: its rows are then refetched, which is never wrong.
-    pub fn of(oid: u32, facts: &HashMap<u32, TypeFacts>) -> SqlType {
-        Self::resolve(oid, facts, MAX_NESTING)
+    /// # Errors
+    /// [`Obstacle`] where that does not follow from the text: the type is then [`SqlType::Opaque`], and its rows are
+    /// refetched, which is never wrong.
+    pub fn of(oid: u32, facts: &HashMap<u32, TypeFacts>) -> Result<SqlType, Obstacle> {
+        Self::resolve(oid, facts, MAX_NESTING, &mut { MAX_PARTS })
     }
 
-    fn resolve(oid: u32, facts: &HashMap<u32, TypeFacts>, nesting: usize) -> SqlType {
+    fn resolve(
+        oid: u32,
+        facts: &HashMap<u32, TypeFacts>,
+        nesting: usize,
+        parts: &mut usize,
+    ) -> Result<SqlType, Obstacle> {
+        let obstacle = |reason| Obstacle { oid, reason };
+        *parts = parts.checked_sub(1).ok_or(obstacle(Reason::Parts))?;
         if let Some(known) = Self::by_oid(oid) {
-            return known;
+            return Ok(known);
         }
-        let Some(this) = facts.get(&oid) else { return SqlType::Opaque };
-        let Some(nesting) = nesting.checked_sub(1) else { return SqlType::Opaque };
+        let this = facts.get(&oid).ok_or(obstacle(Reason::Unknown))?;
+        let nesting = nesting.checked_sub(1).ok_or(obstacle(Reason::Nesting))?;
         if this.typtype == b'd' {
-            return Self::resolve(this.base, facts, nesting);
+            return Self::resolve(this.base, facts, nesting, parts);
         }
         if this.element != 0 {
-            let Some(element) = facts.get(&this.element) else { return SqlType::Opaque };
-            return match Self::resolve(this.element, facts, nesting) {
-                SqlType::Opaque => SqlType::Opaque,
-                resolved if oid == INT2VECTOR || oid == OIDVECTOR => SqlType::Vector(Box::new(resolved)),
-                resolved => SqlType::Array(Box::new(resolved), element.delimiter),
-            };
+            let delimiter = facts.get(&this.element).ok_or(obstacle(Reason::Unknown))?.delimiter;
+            let element = Box::new(Self::resolve(this.element, facts, nesting, parts)?);
+            return Ok(match oid {
+                INT2VECTOR | OIDVECTOR => SqlType::Vector(element),
+                _ => SqlType::Array(element, delimiter),
+            });
         }
         match this.typtype {
-            _ if this.has_json_cast => SqlType::Opaque,
-            b'b' | b'e' | b'r' | b'm' => SqlType::Text,
-            _ => SqlType::Opaque,
+            // Before the casts: as `row_to_json` does not look for any from a composite type.
+            b'c' => {
+                let attribute = |(name, oid): &(String, u32)| {
+                    let sql_type = Self::resolve(*oid, facts, nesting, parts)?;
+                    Ok(Attribute { name: name.clone(), sql_type })
+                };
+                this.attributes.iter().map(attribute).collect::<Result<_, _>>().map(SqlType::Composite)
+            }
+            _ if this.has_json_cast => Err(obstacle(Reason::Cast)),
+            b'b' | b'e' | b'r' | b'm' => Ok(SqlType::Text),
+            _ => Err(obstacle(Reason::Unknown)),
         }
     }
 
@@ -104,18 +161,30 @@ mod tests {
     fn facts(rows: &[(u32, u8, u32, u32, bool)]) -> HashMap<u32, TypeFacts> {
         let row = |&(oid, typtype, base, element, has_json_cast)| {
             let delimiter = if oid == 603 { b';' } else { b',' };
-            (oid, TypeFacts { typtype, base, element, delimiter, has_json_cast })
+            (oid, TypeFacts { typtype, base, element, delimiter, has_json_cast, attributes: Vec::new() })
         };
         rows.iter().map(row).collect()
+    }
+
+    fn composite(oid: u32, attributes: &[(&str, u32)]) -> (u32, TypeFacts) {
+        let attributes = attributes.iter().map(|(name, oid)| ((*name).to_owned(), *oid)).collect();
+        // A cast from a composite type counts for nothing.
+        (oid, TypeFacts { typtype: b'c', base: 0, element: 0, delimiter: b',', has_json_cast: true, attributes })
     }
 
     fn array(element: SqlType) -> SqlType {
         SqlType::Array(Box::new(element), b',')
     }
 
+    fn object(attributes: &[(&str, SqlType)]) -> SqlType {
+        let attribute =
+            |(name, sql_type): &(&str, SqlType)| Attribute { name: (*name).to_owned(), sql_type: sql_type.clone() };
+        SqlType::Composite(attributes.iter().map(attribute).collect())
+    }
+
     #[test]
     fn follows_json_categorize_type() {
-        let facts = facts(&[
+        let mut facts = facts(&[
             (21, b'b', 0, 0, false),
             (22, b'b', 0, 21, false),
             (23, b'b', 0, 0, false),
@@ -128,7 +197,6 @@ mod tests {
             (20001, b'd', 20000, 0, false),
             (20002, b'd', 1007, 0, false),
             (20003, b'b', 0, 20002, false),
-            (20004, b'c', 0, 0, false),
             (20005, b'b', 0, 20004, false),
             (20006, b'd', 20004, 0, false),
             (20007, b'e', 0, 0, false),
@@ -138,42 +206,62 @@ mod tests {
             (20011, b'b', 0, 20099, false),
             (2249, b'p', 0, 0, false),
         ]);
+        facts.extend([
+            composite(20004, &[("a", 23), ("b \"", 20001), ("c", 20003)]),
+            composite(20012, &[]),
+            composite(20013, &[("inner", 20006), ("list", 20005)]),
+            composite(20014, &[("a", 23), ("b", 20009)]),
+            composite(20015, &[("a", 2249)]),
+        ]);
         let boxes = SqlType::Array(Box::new(SqlType::Text), b';');
+        let inner =
+            object(&[("a", SqlType::Integer), ("b \"", SqlType::Integer), ("c", array(array(SqlType::Integer)))]);
+        let obstacle = |oid, reason| Err(Obstacle { oid, reason });
         for (oid, expected) in [
-            (16, SqlType::Bool),
-            (22, SqlType::Vector(Box::new(SqlType::Integer))),
-            (23, SqlType::Integer),
-            (25, SqlType::Text),
-            (603, SqlType::Text),
-            (1007, array(SqlType::Integer)),
-            (1020, boxes),
-            (1184, SqlType::TimestampTz),
-            (1700, SqlType::Number),
-            (3802, SqlType::Json),
-            (3904, SqlType::Text),
-            (20001, SqlType::Integer),
-            (20002, array(SqlType::Integer)),
-            (20003, array(array(SqlType::Integer))),
-            (20004, SqlType::Opaque),
-            (20005, SqlType::Opaque),
-            (20006, SqlType::Opaque),
-            (20007, SqlType::Text),
-            (20008, SqlType::Opaque),
-            (20009, SqlType::Opaque),
-            (20010, SqlType::Opaque),
-            (20011, SqlType::Opaque),
-            (2249, SqlType::Opaque),
-            (99999, SqlType::Opaque),
+            (16, Ok(SqlType::Bool)),
+            (22, Ok(SqlType::Vector(Box::new(SqlType::Integer)))),
+            (23, Ok(SqlType::Integer)),
+            (25, Ok(SqlType::Text)),
+            (603, Ok(SqlType::Text)),
+            (1007, Ok(array(SqlType::Integer))),
+            (1020, Ok(boxes)),
+            (1184, Ok(SqlType::TimestampTz)),
+            (1700, Ok(SqlType::Number)),
+            (3802, Ok(SqlType::Json)),
+            (3904, Ok(SqlType::Text)),
+            (20001, Ok(SqlType::Integer)),
+            (20002, Ok(array(SqlType::Integer))),
+            (20003, Ok(array(array(SqlType::Integer)))),
+            (20004, Ok(inner.clone())),
+            (20005, Ok(array(inner.clone()))),
+            (20006, Ok(inner.clone())),
+            (20007, Ok(SqlType::Text)),
+            (20008, obstacle(20008, Reason::Cast)),
+            (20009, obstacle(20008, Reason::Cast)),
+            (20010, obstacle(20008, Reason::Cast)),
+            (20011, obstacle(20011, Reason::Unknown)),
+            (20012, Ok(object(&[]))),
+            (20013, Ok(object(&[("inner", inner.clone()), ("list", array(inner))]))),
+            (20014, obstacle(20008, Reason::Cast)),
+            (20015, obstacle(2249, Reason::Unknown)),
+            (2249, obstacle(2249, Reason::Unknown)),
+            (99999, obstacle(99999, Reason::Unknown)),
         ] {
             assert_eq!(SqlType::of(oid, &facts), expected, "{oid}");
         }
     }
 
     #[test]
-    fn facts_that_go_round_in_circles_end_as_opaque() {
-        let facts =
+    fn what_is_nested_too_deeply_or_too_often_is_opaque() {
+        let mut facts =
             facts(&[(20000, b'd', 20001, 0, false), (20001, b'd', 20000, 0, false), (20002, b'b', 0, 20002, false)]);
-        assert_eq!(SqlType::of(20000, &facts), SqlType::Opaque);
-        assert_eq!(SqlType::of(20002, &facts), SqlType::Opaque);
+        facts.extend([composite(20003, &[("a", 20003)]), composite(21000, &[("a", 23), ("b", 23)])]);
+        for oid in [20000, 20002, 20003] {
+            assert_eq!(SqlType::of(oid, &facts).unwrap_err().reason, Reason::Nesting, "{oid}");
+        }
+        // Each of two of the one before: 4,095 parts, and 8,191.
+        facts.extend((1..12).map(|n| composite(21000 + n, &[("a", 20999 + n), ("b", 20999 + n)])));
+        assert!(SqlType::of(21010, &facts).is_ok());
+        assert_eq!(SqlType::of(21011, &facts).unwrap_err().reason, Reason::Parts);
     }
 }

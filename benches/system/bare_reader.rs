@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use pgwire_replication::TlsConfig;
 use pgwire_replication::tls::rustls::MaybeTlsStream;
 use walcache::capture::connect::{Connection, Socket};
-use walcache::capture::{self};
+use walcache::capture::{self, Output};
 use walcache::lsn::Lsn;
 
 use crate::process;
@@ -48,12 +48,13 @@ pub async fn drain(shop: &Shop, slot: &str, end: Lsn, pause: Option<Duration>) -
         database: crate::shop::DATABASE.to_owned(),
         tls: TlsConfig::default(),
         slot: slot.to_owned(),
-        publication: crate::shop::SLOT.to_owned(),
+        output: Output::Pgoutput { publications: vec![crate::shop::SLOT.to_owned()] },
         connect_timeout: Duration::from_secs(10),
         status_interval: Duration::from_secs(1),
         dead_after: Duration::from_secs(30),
+        max_message: usize::MAX,
     };
-    let socket = Connection::open(&config).await?.start(Lsn::ZERO).await?;
+    let socket = Connection::open(&config).await?.start(Lsn::ZERO).await?.socket;
     let began = Instant::now();
     let Socket::Tcp(MaybeTlsStream::Plain(tcp)) = socket else { bail!("a stream without TLS was expected") };
     let mut tcp = tcp.into_std()?;

@@ -56,6 +56,10 @@ pub struct Op {
     pub lsn: Lsn,
     /// The entry's new text, labelled, and the generation that it bears; `None` to drop it.
     pub image: Option<(Generation, Vec<u8>)>,
+    /// Whether the text has gaps: it is not to be written before they are filled from what stands in L2.
+    pub gaps: bool,
+    /// The oldest change that the text has values from.
+    pub since: Lsn,
 }
 
 /// Many transactions' effects, the newest for each key.
@@ -65,8 +69,14 @@ pub struct Batch {
     pub ops: IndexMap<HashedKey, Op, BuildHasherDefault<Prehashed>>,
     /// Entities whose generation is to be raised.
     pub raise: Vec<usize>,
+    /// Entities whose generation is to be raised for another reason than that the table is empty, and the reason.
+    pub discard: Vec<(usize, Cause)>,
     /// Entities whose shape is to be looked up.
     pub reshape: Vec<usize>,
+    /// Entities whose table came under another name.
+    pub moved: Vec<usize>,
+    /// Whether to look which entities' shapes have changed.
+    pub look_around: bool,
     /// Transactions that must be visible first.
     pub xids: Vec<u32>,
     /// Everything up to here is applied once this batch is.
@@ -77,13 +87,17 @@ pub struct Batch {
     pub high: Lsn,
     /// Dropped entries, by entity and cause.
     pub invalidations: Vec<(usize, Cause)>,
+    /// How many texts with gaps were added; some may have been filled, replaced or dropped since.
+    pub gaps: usize,
     bytes: usize,
 }
 
 impl Batch {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.ops.is_empty() && self.raise.is_empty() && self.reshape.is_empty() && self.progress.is_none()
+        let raises = !self.raise.is_empty() || !self.discard.is_empty();
+        let looks = self.look_around || !self.reshape.is_empty() || !self.moved.is_empty();
+        self.ops.is_empty() && !raises && !looks && self.progress.is_none()
     }
 }
 
@@ -107,6 +121,8 @@ struct Open {
     effects: Vec<Effect>,
     bytes: usize,
     split: bool,
+    /// Whether it must be visible although it has no effects.
+    awaited: bool,
 }
 
 /// Puts batches together.
@@ -125,18 +141,34 @@ impl Assembler {
     /// A transaction begins.
     pub fn begin(&mut self, xid: u32, commit_lsn: Lsn, commit_micros: i64) {
         let piece_lsn = Lsn::from_u64(commit_lsn.as_u64() + 1);
-        self.open = Some(Open { xid, piece_lsn, commit_micros, effects: Vec::new(), bytes: 0, split: false });
+        self.open =
+            Some(Open { xid, piece_lsn, commit_micros, effects: Vec::new(), bytes: 0, split: false, awaited: false });
     }
 
     /// Takes the effects of a change of the transaction that is open.
     pub fn effects(&mut self, effects: &mut Vec<Effect>) {
         let Some(open) = &mut self.open else { return };
+        if let ([effect @ Effect::Discard { .. }], Some(last)) = (&effects[..], open.effects.last())
+            && effect == last
+        {
+            // Commands cost their author little: what one has just done is not done again.
+            effects.clear();
+            return;
+        }
         open.bytes += effects.iter().map(size).sum::<usize>();
         open.effects.append(effects);
         if open.bytes >= self.limits.max_transaction_bytes {
             open.split = true;
             let (lsn, xid) = (open.piece_lsn, open.xid);
             self.seal(lsn, xid);
+        }
+    }
+
+    /// The transaction that is open changed a table that may turn out to belong to an entity: it is confirmed only once
+    /// it is visible, so that whatever is read after the entity's generation was raised contains it.
+    pub fn await_visible(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.awaited = true;
         }
     }
 
@@ -181,22 +213,28 @@ impl Assembler {
     fn seal(&mut self, lsn: Lsn, xid: u32) {
         let Some(open) = &mut self.open else { return };
         let batch = &mut self.batch;
+        if (open.awaited || !open.effects.is_empty()) && batch.xids.last() != Some(&xid) {
+            batch.xids.push(xid);
+        }
         if open.effects.is_empty() {
             return;
-        }
-        if batch.xids.last() != Some(&xid) {
-            batch.xids.push(xid);
         }
         batch.high = batch.high.max(lsn);
         for effect in open.effects.drain(..) {
             match effect {
                 Effect::Put { entity, generation, key, text } => {
                     let label = Label { lo: lsn, hi: lsn, generation, split: open.split };
-                    batch.add(key, Op { entity, lsn, image: Some((generation, labelled(text, &label))) });
+                    let image = Some((generation, labelled(text, &label)));
+                    batch.add(key, Op { entity, lsn, image, gaps: false, since: lsn });
+                }
+                Effect::Merge { entity, generation, key, text } => {
+                    let label = Label { lo: lsn, hi: lsn, generation, split: open.split };
+                    let image = Some((generation, labelled(text, &label)));
+                    batch.merge(key, Op { entity, lsn, image, gaps: true, since: lsn });
                 }
                 Effect::Delete { entity, key, cause } => {
                     batch.invalidations.push((entity, cause));
-                    batch.add(key, Op { entity, lsn, image: None });
+                    batch.add(key, Op { entity, lsn, image: None, gaps: false, since: lsn });
                 }
                 Effect::Raise { entity } => {
                     batch.forget_images(entity);
@@ -204,8 +242,16 @@ impl Assembler {
                         batch.raise.push(entity);
                     }
                 }
+                Effect::Discard { entity, cause } => {
+                    batch.forget_images(entity);
+                    if !batch.discard.iter().any(|(id, _)| *id == entity) {
+                        batch.discard.push((entity, cause));
+                    }
+                }
                 Effect::Reshape { entity } if !batch.reshape.contains(&entity) => batch.reshape.push(entity),
-                Effect::Reshape { .. } => {}
+                Effect::Moved { entity } if !batch.moved.contains(&entity) => batch.moved.push(entity),
+                Effect::Reshape { .. } | Effect::Moved { .. } => {}
+                Effect::LookAround => batch.look_around = true,
             }
         }
         open.bytes = 0;
@@ -218,15 +264,62 @@ impl Batch {
     fn forget_images(&mut self, entity: usize) {
         for op in self.ops.values_mut().filter(|op| op.entity == entity) {
             op.image = None;
+            op.gaps = false;
         }
     }
 
     fn add(&mut self, key: Vec<u8>, op: Op) {
-        self.bytes += key.len() + op.image.as_ref().map_or(0, |(_, text)| text.len()) + size_of::<(HashedKey, Op)>();
         // An effect tells all there is to tell of its key, so the newest one replaces what waited before. Its generation
         // travels in its label: no order is needed between raised generations and what was planned before.
-        self.ops.insert(HashedKey { hash: hash(&key), key }, op);
+        self.insert(HashedKey { hash: hash(&key), key }, op);
     }
+
+    /// Adds an image with gaps. Where the batch has changed that row before, what it says is what the row was: nothing lies
+    /// between two changes of one key. Else the gaps stay, for L2 to fill.
+    fn merge(&mut self, key: Vec<u8>, mut op: Op) {
+        let key = HashedKey { hash: hash(&key), key };
+        self.gaps += 1;
+        if let Some(before) = self.ops.get(&key) {
+            op.fill(before.image.as_ref(), before.gaps, before.since);
+            if op.image.is_none() {
+                self.invalidations.push((op.entity, Cause::Toast));
+            }
+        }
+        self.insert(key, op);
+    }
+
+    fn insert(&mut self, key: HashedKey, op: Op) {
+        let text = op.image.as_ref().map_or(0, |(_, text)| text.len());
+        self.bytes += key.key.len() + text + size_of::<(HashedKey, Op)>();
+        self.ops.insert(key, op);
+    }
+}
+
+impl Op {
+    /// Fills the gaps of its text from the image before it, which may have `gaps`, too, and has values since `since`. Drops
+    /// the entry where that image is of another generation, or none of this row.
+    pub fn fill(&mut self, before: Option<&(Generation, Vec<u8>)>, gaps: bool, since: Lsn) {
+        let filled = match (self.image.take(), before) {
+            (Some((generation, text)), Some((same, before))) if generation == *same => {
+                merged(&text, before).filter(|(_, left)| gaps || !left).map(|(text, left)| ((generation, text), left))
+            }
+            _ => None,
+        };
+        self.gaps = filled.as_ref().is_some_and(|(_, left)| *left);
+        self.image = filled.map(|(image, _)| image);
+        self.since = self.since.min(since);
+    }
+}
+
+/// An entry's text with the gaps of its value filled from that of another entry; whether gaps are left.
+fn merged(text: &[u8], before: &[u8]) -> Option<(Vec<u8>, bool)> {
+    let value = |text: &'_ [u8]| text.len().checked_sub(1).filter(|end| *end >= entry::HEAD);
+    let (value, left) = entry::gaps::fill(&text[entry::HEAD..value(text)?], &before[entry::HEAD..value(before)?])?;
+    let mut whole = Vec::with_capacity(entry::HEAD + value.len() + 1);
+    whole.extend_from_slice(&text[..entry::HEAD]);
+    whole.extend_from_slice(&value);
+    whole.push(b'}');
+    Some((whole, left))
 }
 
 fn labelled(mut text: Vec<u8>, label: &Label) -> Vec<u8> {
@@ -238,9 +331,10 @@ fn labelled(mut text: Vec<u8>, label: &Label) -> Vec<u8> {
 
 fn size(effect: &Effect) -> usize {
     let held = match effect {
-        Effect::Put { key, text, .. } => key.capacity() + text.capacity(),
+        Effect::Put { key, text, .. } | Effect::Merge { key, text, .. } => key.capacity() + text.capacity(),
         Effect::Delete { key, .. } => key.capacity(),
-        Effect::Raise { .. } | Effect::Reshape { .. } => 0,
+        Effect::Raise { .. } | Effect::Discard { .. } | Effect::Reshape { .. } => 0,
+        Effect::Moved { .. } | Effect::LookAround => 0,
     };
     size_of::<Effect>() + held
 }
@@ -312,6 +406,78 @@ mod tests {
             batch.ops.iter().filter(|(_, op)| op.image.is_some()).map(|(key, _)| &key.key[..]).collect();
         assert_eq!(written, [&b"other"[..], b"c"]);
         assert_eq!(batch.ops.len(), 4, "the others are dropped, and their cells of the fence raised");
+    }
+
+    fn gap(key: &str, value: &str) -> Effect {
+        match put(key, value) {
+            Effect::Put { entity, generation, key, text } => Effect::Merge { entity, generation, key, text },
+            other => other,
+        }
+    }
+
+    #[test]
+    fn gaps_are_filled_from_what_the_batch_says_of_the_row_before() {
+        let mut assembler = Assembler::new(LIMITS);
+        let mut end = 200;
+        let mut commit = |assembler: &mut Assembler, effects: Vec<Effect>| {
+            assembler.begin(1, Lsn::from_u64(end - 50), 0);
+            for effect in effects {
+                assembler.effects(&mut vec![effect]);
+            }
+            assembler.commit(Lsn::from_u64(end));
+            end += 100;
+        };
+        let raised = |generation: u64, effect: Effect| match effect {
+            Effect::Merge { entity, key, text, .. } => {
+                Effect::Merge { entity, generation: Generation(generation), key, text }
+            }
+            other => other,
+        };
+        let drop = |key: &str| Effect::Delete { entity: 0, key: key.into(), cause: Cause::Opaque };
+        commit(&mut assembler, vec![put("a", r#"{"x":1,"y":"old"}"#), drop("dropped"), put("absent", "null")]);
+        commit(&mut assembler, vec![gap("a", r#"{"x":2,"y":}"#), put("other", r#"{"x":1,"y":2}"#)]);
+        commit(&mut assembler, vec![gap("b", r#"{"x":,"y":,"z":1}"#), gap("dropped", r#"{"x":,"y":1}"#)]);
+        commit(&mut assembler, vec![gap("b", r#"{"x":,"y":2,"z":}"#), gap("absent", r#"{"x":,"y":1}"#)]);
+        commit(&mut assembler, vec![raised(4, gap("other", r#"{"x":,"y":1}"#))]);
+        let batch = assembler.take();
+        let op = |key: &str| &batch.ops[&HashedKey { hash: hash(key.as_bytes()), key: key.into() }];
+        let (label, value) = read(&batch, "a");
+        assert_eq!(
+            (label.lo, label.hi, value.as_str()),
+            (Lsn::from_u64(300), Lsn::from_u64(300), r#"{"x":2,"y":"old"}"#)
+        );
+        assert_eq!((op("a").gaps, op("a").since), (false, Lsn::from_u64(200)), "it has a value of the first change");
+        assert_eq!((read(&batch, "b").1.as_str(), op("b").gaps), (r#"{"x":,"y":2,"z":1}"#, true));
+        assert_eq!(op("b").since, Lsn::from_u64(400));
+        for key in ["dropped", "absent", "other"] {
+            assert!(op(key).image.is_none() && !op(key).gaps, "{key}: {:?}", op(key));
+        }
+        assert_eq!(batch.invalidations.iter().filter(|(_, cause)| *cause == Cause::Toast).count(), 3);
+    }
+
+    #[test]
+    fn a_command_keeps_its_place() {
+        let mut assembler = Assembler::new(Limits { max_transaction_bytes: 1 << 20, ..LIMITS });
+        assembler.begin(1, Lsn::from_u64(150), 0);
+        let delete = |key: &str| Effect::Delete { entity: 0, key: key.into(), cause: Cause::Command };
+        let discard = |entity| Effect::Discard { entity, cause: Cause::Command };
+        let mut other = put("other", "1");
+        if let Effect::Put { entity, .. } = &mut other {
+            *entity = 1;
+        }
+        assembler.effects(&mut vec![put("after", "1"), delete("after"), delete("before"), put("before", "1"), other]);
+        for _ in 0..3 {
+            assembler.effects(&mut vec![discard(1)]);
+        }
+        assert_eq!(assembler.open.as_ref().unwrap().effects.len(), 6, "what was just done is not done again");
+        assembler.commit(Lsn::from_u64(200));
+        assert!(!assembler.is_empty());
+        let batch = assembler.take();
+        let images: Vec<_> = batch.ops.iter().map(|(key, op)| (&key.key[..], op.image.is_some(), op.lsn)).collect();
+        let end = Lsn::from_u64(200);
+        assert_eq!(images, [(&b"after"[..], false, end), (b"before", true, end), (b"other", false, end)]);
+        assert_eq!(batch.discard, [(1, Cause::Command)]);
+        assert_eq!((batch.xids, batch.high), (vec![1], end), "it is gated");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use tokio_postgres::{Client, Row};
 use tracing::{info, warn};
 
 use super::ApplyError;
+use super::reshape::hold_back;
 use crate::cache::Hierarchy;
 use crate::cache::l2::{L2, Script};
 use crate::entity::{Entity, Generation};
@@ -28,6 +29,7 @@ pub struct Scripts {
     pub(super) claim: Script,
     pub(super) fence: Script,
     pub(super) apply: Script,
+    pub(super) predecessors: Script,
 }
 
 impl Default for Scripts {
@@ -36,6 +38,7 @@ impl Default for Scripts {
             claim: Script::new(include_str!("claim.lua")),
             fence: Script::new(include_str!("fence.lua")),
             apply: Script::new(include_str!("apply.lua")),
+            predecessors: Script::new(include_str!("predecessors.lua")),
         }
     }
 }
@@ -133,7 +136,7 @@ pub async fn claim(
     let highest = numbers.filter_map(|(_, digits)| Generation::from_hex16(digits)).max().unwrap_or_default();
     let drawn = draw(source, highest.max(hierarchy.newest_generation())).await?;
     let epoch = drawn.hex16();
-    for script in [&scripts.claim, &scripts.fence, &scripts.apply] {
+    for script in [&scripts.claim, &scripts.fence, &scripts.apply, &scripts.predecessors] {
         script.load(&mut connection).await?;
     }
     let mut cmd = scripts.claim.command(1);
@@ -167,6 +170,10 @@ pub async fn claim(
         }
         if !known || lost.is_some() {
             entity.set_images_after(seen);
+        }
+        if !known && position.broken.is_none() && entity.generation() == Generation::default() {
+            // Perhaps published only since the last daemon ran: see `joining`.
+            hold_back(entity);
         }
         if lost.is_none() && !known {
             // New here, or its table or configuration has changed since: what may be left of it was not kept up.

@@ -85,6 +85,14 @@ impl Second {
         }
     }
 
+    /// Fills the gaps of a batch's texts. Where nothing is written, none need be filled.
+    pub(super) async fn fill_gaps(&mut self, entities: &[Arc<Entity>], batch: &mut Batch) -> Result<(), ApplyError> {
+        match self {
+            Second::Claimed(writer) => writer.fill_gaps(entities, batch).await,
+            Second::Away(_) | Second::None => Ok(()),
+        }
+    }
+
     /// Writes a batch's entries.
     pub(super) async fn write(&mut self, entities: &[Arc<Entity>], batch: &Batch) -> Result<(), ApplyError> {
         match self {

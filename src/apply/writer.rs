@@ -11,19 +11,20 @@ use super::claim::{Claim, Scripts};
 use super::{ApplyError, Config};
 use crate::cache::l2::L2;
 use crate::entity::{Entity, Generation};
+use crate::entry;
 use crate::failpoint::{self, Point};
 use crate::lsn::Lsn;
 
 /// The leader's hand on L2.
 pub struct Writer {
-    l2: Arc<L2>,
-    scripts: Arc<Scripts>,
-    config: Config,
-    claim: Claim,
+    pub(super) l2: Arc<L2>,
+    pub(super) scripts: Arc<Scripts>,
+    pub(super) config: Config,
+    pub(super) claim: Claim,
     /// The high-water mark in L2.
     hw: Lsn,
     /// What L2 has acknowledged as done.
-    done: Lsn,
+    pub(super) done: Lsn,
 }
 
 /// One command of a batch.
@@ -122,9 +123,14 @@ impl Writer {
     fn calls<'b>(&self, entities: &[Arc<Entity>], batch: &'b Batch) -> Vec<Call<'b>> {
         let mut puts: Vec<Vec<Put<'_>>> = vec![Vec::new(); entities.len()];
         let mut drops: Vec<&[u8]> = Vec::new();
-        for (key, Op { entity, lsn, image }) in &batch.ops {
+        for (key, Op { entity, lsn, image, gaps, since }) in &batch.ops {
             match image {
-                Some((generation, text)) if *lsn > entities[*entity].images_after() => {
+                // Filling gaps may have made it larger than what is cached.
+                Some((generation, text))
+                    if *since > entities[*entity].images_after()
+                        && !gaps
+                        && text.len().saturating_sub(entry::HEAD + 1) <= self.config.max_value =>
+                {
                     puts[*entity].push(Put { key, lsn: *lsn, generation: *generation, text });
                 }
                 _ => drops.push(&key.key),

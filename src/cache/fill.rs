@@ -58,22 +58,27 @@ pub struct Filler {
     queues: Vec<Mutex<Queue>>,
     waiting: AtomicUsize,
     max_waiting: usize,
+    /// Bytes of the largest value that is cached.
+    max_value: usize,
     /// Batches of one entity at a time: more would only wait for each other's connections.
     max_running: usize,
     metrics: Arc<Vec<CacheMetrics>>,
 }
 
 impl Filler {
-    /// For the hierarchy's entities; at most `max_waiting` reads wait at a time.
+    /// For the hierarchy's entities; at most `max_waiting` reads wait at a time, and no value of more than `max_value`
+    /// bytes is cached.
     pub fn new(
         hierarchy: Arc<Hierarchy>,
         rows: Rows,
         max_waiting: usize,
+        max_value: usize,
         metrics: Arc<Vec<CacheMetrics>>,
     ) -> Arc<Self> {
         let queues = hierarchy.entities.iter().map(|_| Mutex::default()).collect();
         let max_running = rows.connections_each();
-        Arc::new(Filler { hierarchy, rows, queues, waiting: AtomicUsize::new(0), max_waiting, max_running, metrics })
+        let waiting = AtomicUsize::new(0);
+        Arc::new(Filler { hierarchy, rows, queues, waiting, max_waiting, max_value, max_running, metrics })
     }
 
     /// Brings one value, which contains everything committed up to `at_least`. With `direct`, L2 is not asked.
@@ -211,7 +216,9 @@ impl Drop for Batch {
 
 impl Batch {
     async fn fly(self, mut permit: Permit) {
-        let (direct, cached): (Vec<_>, Vec<_>) = self.flights.iter().cloned().partition(|f| f.direct);
+        // After the generation: whoever takes the entity out of the tiers raises it then.
+        let (direct, cached): (Vec<_>, Vec<_>) =
+            self.flights.iter().cloned().partition(|f| f.direct || !self.entity.is_servable());
         let generation = self.generation;
         let Some(l2) = &self.filler.hierarchy.l2 else {
             let miss = self.read(&cached, Outcome::Miss, generation, None, &permit);
@@ -327,12 +334,23 @@ impl Batch {
 
     async fn publish(&self, flights: &[Arc<Flight>], values: &[Option<Bytes>], label: &Label, lease: &Lease<'_>) {
         failpoint::reached(Point::BeforePublish);
+        let (small, large): (Vec<_>, Vec<_>) = flights.iter().zip(values).partition(|(_, value)| self.fits(value));
+        for (flight, _) in &large {
+            // So that others do not wait for it. If this fails, it expires.
+            let _ = lease.l2.drop_same(flight.key.redis(), lease.text.as_bytes()).await;
+        }
+        if !large.is_empty() {
+            self.count(Fill::Large, large.len());
+        }
+        if small.is_empty() {
+            return;
+        }
         let texts: Vec<(&str, Vec<u8>)> =
-            flights.iter().zip(values).map(|(f, v)| (f.key.redis(), entry::encode(label, v.as_deref()))).collect();
+            small.iter().map(|(f, v)| (f.key.redis(), entry::encode(label, v.as_deref()))).collect();
         match lease.l2.publish(&texts, lease.text, label.hi, self.entity.ttl).await {
             Ok(published) => {
                 failpoint::reached(Point::AfterPublish);
-                for (published, value) in published.iter().zip(values) {
+                for (published, (_, value)) in published.iter().zip(&small) {
                     self.count(
                         match (published, value) {
                             (true, Some(_)) => Fill::Published,
@@ -344,8 +362,13 @@ impl Batch {
                 }
             }
             // The leases expire; until then readers read through.
-            Err(_) => self.count(Fill::Uncached, flights.len()),
+            Err(_) => self.count(Fill::Uncached, small.len()),
         }
+    }
+
+    /// Whether a value may be cached. Copies of a huge one, on their way into the tiers, would cost more than they save.
+    fn fits(&self, value: &Option<Bytes>) -> bool {
+        value.as_ref().is_none_or(|value| value.len() <= self.filler.max_value)
     }
 
     fn count(&self, result: Fill, flights: usize) {
@@ -356,7 +379,9 @@ impl Batch {
     async fn keep(&self, flight: &Arc<Flight>, value: Option<Bytes>, label: Label, outcome: Outcome) {
         let etag = etag(value.as_deref());
         let basis = (self.generation, self.as_of);
-        self.filler.hierarchy.keep(&self.entity, &flight.key, value.clone(), etag, basis, label.hi).await;
+        if self.fits(&value) {
+            self.filler.hierarchy.keep(&self.entity, &flight.key, value.clone(), etag, basis, label.hi).await;
+        }
         self.land(flight, Ok(Fetched { value, etag, outcome, as_of: self.as_of, hi: label.hi }));
     }
 

@@ -1,5 +1,6 @@
 //! Reading rows from Postgres by key, many at a time.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -233,15 +234,27 @@ impl Rows {
 fn fill_query(entity: &Entity, shape: &Shape) -> String {
     let list = |items: Vec<String>, separator: &str| items.join(separator);
     let numbered = || shape.key.iter().enumerate();
+    let table = format!("{}.{}", quote(&entity.schema), quote(&entity.table));
+    let table = match &shape.published.row_filter {
+        // In a query of its own, where no other name than the table's columns means anything.
+        Some(filter) => {
+            let columns = shape.columns.iter().map(|c| &c.name).chain(shape.key.iter().map(|k| &k.name));
+            let columns: BTreeSet<String> = columns.map(|name| quote(name)).collect();
+            let columns: Vec<String> = columns.into_iter().collect();
+            format!("(SELECT {} FROM {table} WHERE {filter})", columns.join(", "))
+        }
+        None => table,
+    };
     // Templates' comments mention the placeholders, too: only the statement is kept.
     let statement: String = FILL.lines().filter(|line| !line.starts_with("--")).collect::<Vec<_>>().join("\n");
     statement
         .replace("{columns}", &list(shape.columns.iter().map(|c| format!("t.{}", quote(&c.name))).collect(), ", "))
         .replace("{keys}", &list(numbered().map(|(i, k)| format!("${}::text[]::{}[]", i + 1, k.cast)).collect(), ", "))
         .replace("{names}", &list(numbered().map(|(i, _)| format!("k{i}")).collect(), ", "))
-        .replace("{table}", &format!("{}.{}", quote(&entity.schema), quote(&entity.table)))
         .replace(
             "{condition}",
             &list(numbered().map(|(i, k)| format!("t.{} = k.k{i}", quote(&k.name))).collect(), " AND "),
         )
+        // Last: a filter may hold any text.
+        .replace("{table}", &table)
 }

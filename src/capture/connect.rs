@@ -14,13 +14,26 @@ use postgres_protocol::authentication::md5_hash;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::{CaptureError, Config};
+use super::{CaptureError, Config, options};
 use crate::lsn::Lsn;
+use crate::source::{Server, System, WHICH_SERVER};
 
 /// Protocol version 3.0.
 const PROTOCOL: i32 = 196_608;
 /// The kernel's receive buffer: room for the walsender to go on writing while a buffer is decoded.
 const RECEIVE_BUFFER: usize = 4 << 20;
+
+const START: &str = "start replication";
+/// SQLSTATE `invalid_parameter_value`.
+const UNKNOWN_OPTION: &str = "22023";
+
+/// A stream that has begun.
+pub struct Started {
+    /// The stream.
+    pub socket: Socket,
+    /// Whether wal2json quotes numbers, so that NaN and the infinities are told apart from null.
+    pub numbers_as_text: bool,
+}
 
 /// The socket under the stream.
 pub enum Socket {
@@ -34,15 +47,6 @@ pub enum Socket {
 pub struct Connection {
     socket: Socket,
     config: Config,
-}
-
-/// What IDENTIFY_SYSTEM says: LSNs can be compared only within one of these.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct System {
-    /// The cluster's identifier.
-    pub identifier: String,
-    /// Its timeline.
-    pub timeline: u32,
 }
 
 impl Connection {
@@ -74,6 +78,10 @@ impl Connection {
             ("IntervalStyle", "postgres"),
             ("extra_float_digits", "1"),
             ("bytea_output", "hex"),
+            ("lc_monetary", "C"),
+            ("quote_all_identifiers", "off"),
+            // wal2json warns of changes that it leaves out.
+            ("client_min_messages", "warning"),
         ];
         write_startup_message(&mut self.socket, PROTOCOL, &params).await.map_err(CaptureError::wire(DOING))?;
         let mut scram: Option<ScramClient> = None;
@@ -134,22 +142,49 @@ impl Connection {
     /// If the server does not say.
     pub async fn identify(&mut self) -> Result<System, CaptureError> {
         const DOING: &str = "identify the system";
-        within(self.config.connect_timeout, DOING, async {
-            write_query(&mut self.socket, "IDENTIFY_SYSTEM").await.map_err(CaptureError::wire(DOING))?;
-            let mut system = None;
+        let row = self.query(DOING, "IDENTIFY_SYSTEM").await?;
+        let Some([Some(identifier), Some(timeline), ..]) = row.as_deref() else { return Err(malformed(DOING)) };
+        let timeline = timeline.parse().map_err(|_| malformed(DOING))?;
+        Ok(System { identifier: identifier.clone(), timeline })
+    }
+
+    /// Asks which server this is, to compare it with those of other connections; `None` where it does not tell.
+    ///
+    /// # Errors
+    /// If the connection fails.
+    pub async fn which_server(&mut self) -> Result<Option<Server>, CaptureError> {
+        match self.query("ask which server this is", WHICH_SERVER).await {
+            Ok(row) => Ok(row.as_deref().and_then(Server::parse)),
+            Err(CaptureError::Server { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Says whether standbys are to keep the slot in step; from Postgres 17 on. The slot must be free.
+    ///
+    /// # Errors
+    /// If the server refuses.
+    pub async fn set_failover(&mut self, failover: bool) -> Result<(), CaptureError> {
+        let command = format!("ALTER_REPLICATION_SLOT \"{}\" (FAILOVER {failover})", self.config.slot);
+        self.query("alter the slot", &command).await.map(drop)
+    }
+
+    /// Sends a command or a query in text; gives the last row of its answer.
+    async fn query(&mut self, doing: &'static str, text: &str) -> Result<Option<Vec<Option<String>>>, CaptureError> {
+        within(self.config.connect_timeout, doing, async {
+            write_query(&mut self.socket, text).await.map_err(CaptureError::wire(doing))?;
+            let mut answer = Ok(None);
             loop {
-                let message = read_backend_message(&mut self.socket).await.map_err(CaptureError::wire(DOING))?;
+                let message = match read_backend_message(&mut self.socket).await {
+                    // It has said why it hangs up.
+                    Err(_) if answer.is_err() => return answer,
+                    message => message.map_err(CaptureError::wire(doing))?,
+                };
                 match message.tag {
-                    b'D' => {
-                        let columns = data_row(&message.payload).ok_or_else(|| malformed(DOING))?;
-                        let [Some(identifier), Some(timeline), ..] = &columns[..] else {
-                            return Err(malformed(DOING));
-                        };
-                        let timeline = timeline.parse().map_err(|_| malformed(DOING))?;
-                        system = Some(System { identifier: identifier.clone(), timeline });
-                    }
-                    b'E' => return Err(CaptureError::server(DOING, &message.payload)),
-                    b'Z' => return system.ok_or_else(|| malformed(DOING)),
+                    b'D' => answer = Ok(Some(data_row(&message.payload).ok_or_else(|| malformed(doing))?)),
+                    // What follows is that the server is ready for the next one.
+                    b'E' => answer = Err(CaptureError::server(doing, &message.payload)),
+                    b'Z' => return answer,
                     _ => {}
                 }
             }
@@ -162,27 +197,38 @@ impl Connection {
     ///
     /// # Errors
     /// If the slot is missing, held by another, or cannot be read any more.
-    pub async fn start(mut self, from: Lsn) -> Result<Socket, CaptureError> {
-        const DOING: &str = "start replication";
-        // The slot's name was validated; the publication's is quoted as a list of identifiers within a string.
-        let publication = crate::sql::quote_ident(&self.config.publication).replace('\'', "''");
-        let command = format!(
-            "START_REPLICATION SLOT \"{}\" LOGICAL {from} (proto_version '1', publication_names '{publication}', messages 'true')",
-            self.config.slot
-        );
-        within(self.config.connect_timeout, DOING, async {
-            write_query(&mut self.socket, &command).await.map_err(CaptureError::wire(DOING))?;
+    pub async fn start(mut self, from: Lsn) -> Result<Started, CaptureError> {
+        within(self.config.connect_timeout, START, async {
+            let mut sets = options::of(&self.config.output).into_iter();
             loop {
-                let message = read_backend_message(&mut self.socket).await.map_err(CaptureError::wire(DOING))?;
-                match message.tag {
-                    b'W' => return Ok(self.socket),
-                    b'E' => return Err(CaptureError::server(DOING, &message.payload)),
-                    b'N' | b'S' => {}
-                    _ => return Err(malformed(DOING)),
+                let Some(set) = sets.next() else { return Err(malformed(START)) };
+                match self.try_start(from, &set.text).await {
+                    Ok(()) => return Ok(Started { socket: self.socket, numbers_as_text: set.numbers_as_text }),
+                    // An older version of the plugin, which does not know an option, may know all of the next set.
+                    Err(error) if error.sqlstate() == Some(UNKNOWN_OPTION) && sets.len() > 0 => {}
+                    Err(error) => return Err(error),
                 }
             }
         })
         .await
+    }
+
+    async fn try_start(&mut self, from: Lsn, options: &str) -> Result<(), CaptureError> {
+        // The slot's name was validated.
+        let command = format!("START_REPLICATION SLOT \"{}\" LOGICAL {from} ({options})", self.config.slot);
+        write_query(&mut self.socket, &command).await.map_err(CaptureError::wire(START))?;
+        let mut refused = None;
+        loop {
+            let message = read_backend_message(&mut self.socket).await.map_err(CaptureError::wire(START))?;
+            match (message.tag, refused) {
+                (b'W', None) => return Ok(()),
+                (b'E', None) => refused = Some(CaptureError::server(START, &message.payload)),
+                // Ready for another command.
+                (b'Z', Some(error)) => return Err(error),
+                (b'N' | b'S', before) => refused = before,
+                _ => return Err(malformed(START)),
+            }
+        }
     }
 }
 

@@ -1,24 +1,47 @@
 //! Cutting what was received into whole CopyData messages, without copying them.
+//!
+//! A message may be as large as a row, up to 1 GiB. Of one that is larger than a bound only the beginning is kept, which
+//! tells what it is of; the rest is dropped as it comes.
 
 use bytes::{Buf, Bytes, BytesMut};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::CaptureError;
 use crate::lsn::Lsn;
+
+/// What was being done when the server reports an error in the middle of the stream.
+pub const STREAM: &str = "stream changes";
 
 /// Postgres cannot send more in one message.
 const MAX_MESSAGE: usize = 1 << 30;
 /// Tag and length of a message.
 const HEADER: usize = 5;
 
+/// Tag, position, end and time, before a message of the output plugin.
+const DATA_HEADER: usize = 25;
+/// What is kept of a message of the output plugin that is too large: more than its names take, also where
+/// every character of theirs is escaped.
+const HEAD: usize = 1024;
+/// Stands in place of the `w` of a message of which only the beginning was kept. No walsender sends it.
+const CUT: u8 = b'!';
+
 /// A run of whole messages, as received together.
 #[derive(Debug)]
-pub struct Chunk(Bytes);
+pub struct Chunk {
+    bytes: Bytes,
+    /// Its share of what may wait, until it is dropped.
+    _room: Option<OwnedSemaphorePermit>,
+}
 
 /// A message of the stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
     /// A message of the output plugin.
     Data(&'a [u8]),
+    /// The beginning of a message of the output plugin that is too large.
+    Cut(&'a [u8]),
+    /// A notice: its fields.
+    Notice(&'a [u8]),
     /// The server's position: everything before it has been sent.
     Keepalive(Lsn),
 }
@@ -32,14 +55,55 @@ pub struct Scan {
     pub reply_requested: bool,
     /// The newest position that the server has said.
     pub sent: Lsn,
+    /// Bytes of the message that the buffer begins with now, where it has come in part; 0 if that is not known.
+    wanted: usize,
 }
 
-/// Takes all whole messages off the front of `buffer`.
-///
-/// # Errors
-/// An error that the server sent, the end of the stream, or bytes that are not of the protocol. It comes only once
-/// what stands before it was handed on.
-pub fn scan(buffer: &mut BytesMut) -> Result<Scan, CaptureError> {
+impl Scan {
+    /// Makes room for what comes next, `least` bytes or more. A large message gets a buffer of its own: one that grows
+    /// would hold what came before it, too.
+    pub fn make_room(&self, buffer: &mut BytesMut, least: usize) {
+        if self.wanted <= least {
+            buffer.reserve(least);
+        } else if buffer.capacity() < self.wanted {
+            let mut exact = BytesMut::with_capacity(self.wanted);
+            exact.extend_from_slice(buffer);
+            *buffer = exact;
+        }
+    }
+}
+
+/// Takes messages off what was received.
+#[derive(Debug)]
+pub struct Scanner {
+    max_message: usize,
+    /// Bytes that are still to come of a message that is too large.
+    skip: usize,
+}
+
+impl Scanner {
+    /// Keeps messages of up to `max_message` bytes whole.
+    pub fn new(max_message: usize) -> Self {
+        Scanner { max_message, skip: 0 }
+    }
+
+    /// Takes all whole messages off the front of `buffer`, and the beginning of one that is too large.
+    ///
+    /// # Errors
+    /// An error that the server sent, the end of the stream, or bytes that are not of the protocol. It comes only once
+    /// what stands before it was handed on.
+    pub fn scan(&mut self, buffer: &mut BytesMut) -> Result<Scan, CaptureError> {
+        let skipped = self.skip.min(buffer.len());
+        buffer.advance(skipped);
+        self.skip -= skipped;
+        if self.skip > 0 {
+            return Ok(Scan::default());
+        }
+        scan(buffer, self)
+    }
+}
+
+fn scan(buffer: &mut BytesMut, scanner: &mut Scanner) -> Result<Scan, CaptureError> {
     let mut scan = Scan::default();
     let mut at = 0;
     while let Some(header) = buffer.get(at..at + HEADER) {
@@ -55,8 +119,25 @@ pub fn scan(buffer: &mut BytesMut) -> Result<Scan, CaptureError> {
             }
             return Err(malformed(format!("message with tag {:?}", char::from(header[0]))));
         }
+        if header[0] == b'd' && length > scanner.max_message.max(DATA_HEADER + HEAD + 4) {
+            let kept = HEADER + DATA_HEADER + HEAD;
+            let Some(message) = buffer.get_mut(at..at + kept) else { break };
+            if message[HEADER] != b'w' {
+                if at > 0 {
+                    break;
+                }
+                return Err(malformed(format!("message of {length} bytes that is no change")));
+            }
+            scan.sent = scan.sent.max(lsn(&message[HEADER + 1..HEADER + 9]));
+            message[1..HEADER].copy_from_slice(&(kept as u32 - 1).to_be_bytes());
+            message[HEADER] = CUT;
+            scan.chunk = Some(Chunk::new(buffer.split_to(at + kept)));
+            // What has come of the rest goes with the next scan.
+            scanner.skip = 1 + length - kept;
+            return Ok(scan);
+        }
         let Some(payload) = buffer.get(at + HEADER..at + 1 + length) else {
-            buffer.reserve(at + 1 + length - buffer.len());
+            scan.wanted = 1 + length;
             break;
         };
         match header[0] {
@@ -68,12 +149,14 @@ pub fn scan(buffer: &mut BytesMut) -> Result<Scan, CaptureError> {
                 }
                 _ => return Err(malformed("unknown replication message".into())),
             },
+            // A plugin may say in one what it leaves out.
+            b'N' => {}
             // Hand on what came before it; the next scan begins with it.
             _ if at > 0 => break,
-            b'E' => return Err(CaptureError::server("stream changes", payload)),
+            b'E' => return Err(CaptureError::server(STREAM, payload)),
             b'c' | b'C' => return Err(CaptureError::Ended),
-            // Notices and parameter changes say nothing about data.
-            b'N' | b'S' => {
+            // Parameter changes say nothing about data.
+            b'S' => {
                 buffer.advance(1 + length);
                 continue;
             }
@@ -83,7 +166,7 @@ pub fn scan(buffer: &mut BytesMut) -> Result<Scan, CaptureError> {
         at += 1 + length;
     }
     if at > 0 {
-        scan.chunk = Some(Chunk(buffer.split_to(at).freeze()));
+        scan.chunk = Some(Chunk::new(buffer.split_to(at)));
     }
     Ok(scan)
 }
@@ -98,24 +181,39 @@ fn is_known(tag: u8, kind: Option<u8>) -> bool {
 }
 
 impl Chunk {
+    fn new(bytes: BytesMut) -> Self {
+        Chunk { bytes: bytes.freeze(), _room: None }
+    }
+
+    /// Holds its share of what may wait for as long as it lives.
+    pub fn in_room(self, room: OwnedSemaphorePermit) -> Self {
+        Chunk { _room: Some(room), ..self }
+    }
+
     /// Size in bytes.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.bytes.len()
     }
 
     /// Never: a chunk holds at least one message.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.bytes.is_empty()
     }
 
     /// Its messages in order. Their form was checked by [`scan`].
     pub fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
-        let mut rest: &[u8] = &self.0;
+        let mut rest: &[u8] = &self.bytes;
         std::iter::from_fn(move || {
             let length = u32::from_be_bytes(rest.get(1..HEADER)?.try_into().ok()?) as usize;
             let payload = rest.get(HEADER..1 + length)?;
+            let tag = rest[0];
             rest = &rest[1 + length..];
-            Some(if payload[0] == b'w' { Frame::Data(&payload[25..]) } else { Frame::Keepalive(lsn(&payload[1..9])) })
+            Some(match (tag, payload[0]) {
+                (b'N', _) => Frame::Notice(payload),
+                (_, b'w') => Frame::Data(&payload[DATA_HEADER..]),
+                (_, CUT) => Frame::Cut(&payload[DATA_HEADER..]),
+                _ => Frame::Keepalive(lsn(&payload[1..9])),
+            })
         })
     }
 }
@@ -132,6 +230,10 @@ fn malformed(what: String) -> CaptureError {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn scan(buffer: &mut BytesMut) -> Result<Scan, CaptureError> {
+        Scanner::new(MAX_MESSAGE).scan(buffer)
+    }
 
     fn message(tag: u8, payload: &[u8]) -> Vec<u8> {
         [&[tag][..], &(payload.len() as u32 + 4).to_be_bytes(), payload].concat()
@@ -164,9 +266,41 @@ mod tests {
             take(&mut buffer);
             buffer.extend_from_slice(&all[cut..]);
             take(&mut buffer);
-            assert_eq!(seen, ["Data([97, 98, 99])", "Keepalive(0/7)", "Data([])", "Keepalive(0/9)"], "cut at {cut}");
+            assert_eq!(
+                seen,
+                ["Data([97, 98, 99])", "Keepalive(0/7)", "Notice([120])", "Data([])", "Keepalive(0/9)"],
+                "cut at {cut}"
+            );
             assert!(reply && buffer.is_empty());
         }
+    }
+
+    #[test]
+    fn of_a_message_that_is_too_large_the_beginning_is_kept() {
+        let long: Vec<u8> = (0..10_000u32).map(|i| i as u8).collect();
+        let all = [data(b"abc"), data(&long), data(b"def"), data(&long), keepalive(7, 1)].concat();
+        for step in [1, 7, 600, 4096, all.len()] {
+            let (mut scanner, mut buffer, mut seen) = (Scanner::new(2000), BytesMut::new(), Vec::new());
+            for piece in all.chunks(step) {
+                buffer.extend_from_slice(piece);
+                // As the stream does: until there is no more.
+                while let Some(chunk) = scanner.scan(&mut buffer).unwrap().chunk {
+                    seen.extend(chunk.frames().map(|frame| match frame {
+                        Frame::Cut(head) => {
+                            assert_eq!(head, &long[..HEAD]);
+                            "cut".to_owned()
+                        }
+                        other => format!("{other:?}"),
+                    }));
+                }
+                assert!(buffer.len() < 2100, "what is not kept is not held: {}", buffer.len());
+            }
+            assert_eq!(seen, ["Data([97, 98, 99])", "cut", "Data([100, 101, 102])", "cut", "Keepalive(0/7)"], "{step}");
+        }
+        let whole = data(&long);
+        let mut buffer = BytesMut::from(&whole[..]);
+        let chunk = Scanner::new(whole.len()).scan(&mut buffer).unwrap().chunk.unwrap();
+        assert_eq!(chunk.frames().collect::<Vec<_>>(), [Frame::Data(&long)], "one within the bound");
     }
 
     #[test]

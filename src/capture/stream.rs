@@ -7,12 +7,12 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::BytesMut;
 use pgwire_replication::protocol::replication::{encode_standby_status_update, unix_to_pg_timestamp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::connect::Socket;
-use super::frames::{self, Chunk};
+use super::frames::{Chunk, Scanner};
 use super::{CaptureError, Config};
 use crate::failpoint::{self, Point};
 use crate::lsn::Lsn;
@@ -21,6 +21,8 @@ use crate::lsn::Lsn;
 const READ: usize = 256 << 10;
 /// A read of at least this many bytes says that more is coming: some 30 small transactions within one wake-up.
 const HOT: usize = 8 << 10;
+/// Bytes of chunks that wait or are decoded; a larger chunk waits until it is alone.
+const ROOM: usize = 4 * READ;
 /// How long to let more gather then.
 const GATHER: Duration = Duration::from_millis(1);
 /// How long the server may take to see the last status before the connection is closed.
@@ -80,6 +82,8 @@ pub async fn stream(
     cancel: CancellationToken,
 ) -> Result<(), CaptureError> {
     let mut buffer = BytesMut::with_capacity(READ);
+    let mut scanner = Scanner::new(config.max_message);
+    let room = Arc::new(Semaphore::new(ROOM));
     let mut ready: Option<Chunk> = None;
     let mut last_received = Instant::now();
     let mut heard = false;
@@ -88,6 +92,7 @@ pub async fn stream(
     let mut status = tokio::time::interval(config.status_interval);
     status.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let size = ready.as_ref().map_or(0, Chunk::len);
         tokio::select! {
             biased;
             () = cancel.cancelled() => return farewell(socket, &progress).await,
@@ -101,12 +106,12 @@ pub async fn stream(
                 // server has read.
                 report(&mut socket, &progress, !heard || silence >= config.status_interval).await?;
             }
-            permit = chunks.reserve(), if ready.is_some() => match (permit, ready.take()) {
-                (Ok(permit), Some(chunk)) => {
-                    permit.send(chunk);
+            permit = reserve(&chunks, &room, size), if ready.is_some() => match (permit, ready.take()) {
+                (Some((permit, share)), Some(chunk)) => {
+                    permit.send(chunk.in_room(share));
                     // Nothing was read while it waited: silence is counted anew.
                     last_received = Instant::now();
-                    ready = take(&mut socket, &mut buffer, &progress).await?;
+                    ready = take(&mut socket, &mut buffer, &mut scanner, &progress).await?;
                 }
                 // Whoever decodes has stopped. What it took may still be applied, and is to be confirmed.
                 _ => wanted = false,
@@ -119,7 +124,7 @@ pub async fn stream(
                 hot = count >= HOT;
                 last_received = Instant::now();
                 heard = true;
-                ready = take(&mut socket, &mut buffer, &progress).await?;
+                ready = take(&mut socket, &mut buffer, &mut scanner, &progress).await?;
             }
         }
     }
@@ -134,10 +139,28 @@ async fn read(socket: &mut Socket, buffer: &mut BytesMut, hot: bool) -> std::io:
     socket.read_buf(buffer).await
 }
 
+/// Waits for a place for a chunk of so many bytes; `None` once nobody takes chunks any more.
+async fn reserve<'c>(
+    chunks: &'c mpsc::Sender<Chunk>,
+    room: &Arc<Semaphore>,
+    size: usize,
+) -> Option<(mpsc::Permit<'c, Chunk>, OwnedSemaphorePermit)> {
+    let permit = chunks.reserve().await.ok()?;
+    tokio::select! {
+        share = room.clone().acquire_many_owned(size.min(ROOM) as u32) => Some((permit, share.ok()?)),
+        () = chunks.closed() => None,
+    }
+}
+
 /// Takes the whole messages that were read, and answers the server if it asked.
-async fn take(socket: &mut Socket, buffer: &mut BytesMut, progress: &Progress) -> Result<Option<Chunk>, CaptureError> {
-    let scan = frames::scan(buffer)?;
-    buffer.reserve(READ);
+async fn take(
+    socket: &mut Socket,
+    buffer: &mut BytesMut,
+    scanner: &mut Scanner,
+    progress: &Progress,
+) -> Result<Option<Chunk>, CaptureError> {
+    let scan = scanner.scan(buffer)?;
+    scan.make_room(buffer, READ);
     if scan.reply_requested {
         report(socket, progress, false).await?;
     }

@@ -26,6 +26,8 @@ pub enum Phase {
     Grant,
     /// The publication.
     Publication,
+    /// The event triggers that announce schema changes; left out where the rights do not suffice.
+    Announce,
     /// The slot: after the publication, or changes before it are decoded with the catalog of a time without it.
     Slot,
 }

@@ -3,8 +3,8 @@
 use tokio_postgres::{Client, Row};
 
 use super::finding::{Finding, Findings};
-use super::query;
 use super::types::Oid;
+use super::{query, query_opt};
 use crate::config::{EntityConfig, TableName};
 use crate::source::SourceError;
 use crate::sql::quote_ident;
@@ -20,6 +20,16 @@ pub(super) struct ChosenKey {
     pub(super) columns: Vec<String>,
     index: String,
     primary: bool,
+}
+
+/// Where rows of a table are: the table itself, or one of its partitions.
+pub(super) struct Leaf {
+    pub(super) oid: Oid,
+    pub(super) name: TableName,
+    /// Whether the stream says whole old rows.
+    pub(super) full: bool,
+    /// Else the columns of old rows that it says.
+    pub(super) columns: Vec<String>,
 }
 
 /// Chooses the configured key or the primary key.
@@ -41,8 +51,18 @@ pub(super) async fn choose_key(
         if primary.is_none() {
             let what = format!("table {table} has no primary key (a deferrable one does not count)");
             let remedy = "add one, or name the columns of a unique index without nulls as the entity's key";
-            let columns = indexes.first().map_or("...".to_owned(), |index| column_list(&index.columns));
-            let sql = format!("ALTER TABLE {} ADD PRIMARY KEY ({columns})", table.sql());
+            let deferrable = include_str!("../../sql/deferrable_key.sql");
+            let deferrable = query_opt(client, "read the primary key", deferrable, &[&oid]).await?;
+            let sql = match deferrable {
+                Some(row) => {
+                    let (name, columns) = (quote_ident(row.get("name")), column_list(&row.get::<_, Vec<_>>("columns")));
+                    format!("ALTER TABLE {} DROP CONSTRAINT {name}, ADD PRIMARY KEY ({columns})", table.sql())
+                }
+                None => {
+                    let columns = indexes.first().map_or("...".to_owned(), |index| column_list(&index.columns));
+                    format!("ALTER TABLE {} ADD PRIMARY KEY ({columns})", table.sql())
+                }
+            };
             findings.add(Finding::error("primary_key_missing", subject, what, remedy).sql(sql));
         }
         let primary = primary.and_then(|i| indexes.into_iter().nth(i));
@@ -66,19 +86,27 @@ fn column_list(columns: &[String]) -> String {
     columns.iter().map(|column| quote_ident(column)).collect::<Vec<_>>().join(", ")
 }
 
-/// Checks what the stream says of old rows, in the table or in each of its partitions, whose oids are returned.
+/// Checks what the stream says of old rows, in the table or in each of its partitions, which are returned.
 pub(super) async fn check(
     client: &Client,
     entity: &EntityConfig,
     oid: Oid,
     key: Option<&ChosenKey>,
     findings: &mut Findings,
-) -> Result<Vec<Oid>, SourceError> {
+) -> Result<Vec<Leaf>, SourceError> {
     let rows = query(client, "read replica identity", include_str!("../../sql/identity.sql"), &[&oid]).await?;
     for row in &rows {
         check_leaf(entity, row, row.get::<_, Oid>("oid") == oid, key, findings);
     }
-    Ok(rows.iter().map(|row| row.get("oid")).collect())
+    Ok(rows
+        .iter()
+        .map(|row| Leaf {
+            oid: row.get("oid"),
+            name: TableName { schema: row.get("schema"), name: row.get("name") },
+            full: row.get::<_, &str>("identity") == "f",
+            columns: row.get("columns"),
+        })
+        .collect())
 }
 
 fn check_leaf(entity: &EntityConfig, row: &Row, is_table: bool, key: Option<&ChosenKey>, findings: &mut Findings) {

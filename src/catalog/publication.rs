@@ -1,136 +1,222 @@
-//! The publication: whether all that entities need reaches the stream, under the name that is expected.
+//! The publications: whether all that entities need reaches the stream, under the name that is expected.
+//!
+//! What several publications say of one table is put together as Postgres does it: it streams what any of them publishes,
+//! under the name of the topmost table by whose name one of them publishes it; a row that passes any of their filters, and
+//! every row where one of them has none.
+
+mod published;
 
 use std::collections::HashMap;
 
 use tokio_postgres::Client;
 
 use super::finding::{Finding, Findings, Phase};
+use super::query;
 use super::table::Table;
 use super::types::Oid;
-use super::{query, query_opt};
 use crate::config::Config;
 use crate::source::SourceError;
 use crate::sql::quote_ident;
 
-struct Published {
-    row_filter: Option<String>,
-    /// The column list, which before Postgres 15 there is none of.
-    columns: Option<Vec<String>>,
+/// The first version with row filters, column lists and schemas in publications.
+const WITH_FILTERS: i32 = 150_000;
+
+/// A publication of the configuration that exists.
+struct Publication {
+    name: String,
+    all_tables: bool,
+    complete: bool,
+    via_root: bool,
+    may_carry_generated: bool,
+    /// Its tables, by the names that the stream gives them.
+    tables: HashMap<Oid, Listed>,
 }
 
-/// Compares the publication with the entities' tables, which are `None` where they do not exist.
+/// How a publication has a table.
+struct Listed {
+    row_filter: Option<String>,
+    /// What the filter reads.
+    filter_columns: Vec<String>,
+    /// The published columns, which before Postgres 15 are all of them.
+    columns: Option<Vec<String>>,
+    /// Whether that is a list which somebody wrote.
+    has_list: bool,
+}
+
+impl Publication {
+    fn ident(&self) -> String {
+        quote_ident(&self.name)
+    }
+
+    fn subject(&self) -> String {
+        format!("publication {}", self.name)
+    }
+}
+
+/// Compares the publications with the entities' tables, which are `None` where they do not exist, and completes their
+/// shapes by what is published of them.
 pub(super) async fn check(
     client: &Client,
     config: &Config,
-    tables: &[Option<Table>],
+    tables: &mut [Option<Table>],
     findings: &mut Findings,
 ) -> Result<(), SourceError> {
-    let name = &config.source.publication;
-    let (subject, ident) = (format!("publication {name}"), quote_ident(name));
-    let row = query_opt(client, "read publication", include_str!("../../sql/publication.sql"), &[name]).await?;
-    let Some(row) = row else {
-        let mut wanted: Vec<String> = tables.iter().flatten().map(|table| table.name.sql()).collect();
-        wanted.sort();
-        wanted.dedup();
-        let finding =
-            Finding::error("publication_missing", subject, "does not exist", "create it for the entities' tables");
-        findings.add(if wanted.is_empty() {
-            finding
-        } else {
-            let list = wanted.join(", ");
-            let sql = format!("CREATE PUBLICATION {ident} FOR TABLE {list} WITH (publish_via_partition_root = true)");
-            finding.mended_in(Phase::Publication, sql)
-        });
+    let names = config.source.publication.names();
+    let (publications, server_version) = read(client, names).await?;
+    let missing: Vec<&String> = names.iter().filter(|name| !publications.iter().any(|p| p.name == **name)).collect();
+    if !missing.is_empty() {
+        check_missing(&missing, &publications, tables, findings);
         return Ok(());
-    };
-    if !row.get::<_, bool>("complete") {
+    }
+    for publication in publications.iter().filter(|publication| !publication.complete) {
         let what = "does not publish all of insert, update, delete and truncate: entries would stay stale";
-        let finding = Finding::error("publication_operations", &subject, what, "publish all four");
+        let finding = Finding::error("publication_operations", publication.subject(), what, "publish all four");
+        let ident = publication.ident();
         let sql = format!("ALTER PUBLICATION {ident} SET (publish = 'insert, update, delete, truncate')");
         findings.add(finding.mended_in(Phase::Publication, sql));
     }
-    let via_root: bool = row.get("via_root");
-    let partitioned: Vec<&Table> = tables.iter().flatten().filter(|table| table.partitioned).collect();
-    if let (false, Some(first)) = (via_root, partitioned.first()) {
-        let what = format!("publishes changes of {} under the names of its partitions", first.name);
-        let remedy = "publish them under the partitioned table's name";
-        let sql = format!("ALTER PUBLICATION {ident} SET (publish_via_partition_root = true)");
-        let finding = Finding::error("publication_via_root", &subject, what, remedy);
-        findings.add(finding.mended_in(Phase::Publication, sql));
-    }
-    let sql = include_str!("../../sql/publication_tables.sql");
-    let rows = query(client, "read publication's tables", sql, &[name]).await?;
-    let published: HashMap<Oid, Published> = rows
-        .iter()
-        .map(|row| (row.get("oid"), Published { row_filter: row.get("row_filter"), columns: row.get("columns") }))
-        .collect();
-    for table in tables.iter().flatten() {
-        match published.get(&table.oid) {
-            Some(published) => {
-                check_published(&subject, &ident, table, published, findings);
-                check_generated(&subject, table, published, row.get("may_carry_generated"), findings);
-            }
-            None => check_absent(&subject, &ident, table, (row.get("all_tables"), via_root), &published, findings),
+    let memberships = read_memberships(client, names, tables, server_version).await?;
+    for table in tables.iter_mut().flatten() {
+        check_roots(table, &publications, findings);
+        let by: Vec<(&Publication, &Listed)> =
+            publications.iter().filter_map(|p| Some((p, p.tables.get(&table.oid)?))).collect();
+        if by.is_empty() {
+            check_absent(table, &publications, findings);
+            continue;
+        }
+        published::check(table, &by, findings);
+        if let Some(shape) = &mut table.shape {
+            let membership = memberships.get(&table.oid).map_or(&[][..], Vec::as_slice);
+            let lists: Vec<_> = by.iter().map(|(p, listed)| (&p.name, &listed.columns, &listed.row_filter)).collect();
+            let facts = format!("{:016x} {membership:?} {lists:?}", shape.published.version);
+            shape.published.version = crate::entity::hash(facts.as_bytes());
+            shape.published.row_filter = published::row_filter(&by);
         }
     }
     Ok(())
 }
 
-/// A table that the publication does not list under its own name.
-fn check_absent(
-    subject: &str,
-    ident: &str,
-    table: &Table,
-    (all_tables, via_root): (bool, bool),
-    published: &HashMap<Oid, Published>,
-    findings: &mut Findings,
-) {
+async fn read(client: &Client, names: &[String]) -> Result<(Vec<Publication>, i32), SourceError> {
+    let rows = query(client, "read publications", include_str!("../../sql/publication.sql"), &[&names]).await?;
+    let server_version = rows.first().map_or(0, |row| row.get("server_version"));
+    let mut publications: Vec<Publication> = rows
+        .iter()
+        .map(|row| Publication {
+            name: row.get("name"),
+            all_tables: row.get("all_tables"),
+            complete: row.get("complete"),
+            via_root: row.get("via_root"),
+            may_carry_generated: row.get("may_carry_generated"),
+            tables: HashMap::new(),
+        })
+        .collect();
+    // As the configuration has them: the first is the one that lacks what none of them has.
+    publications.sort_by_key(|publication| names.iter().position(|name| *name == publication.name));
+    let sql = include_str!("../../sql/publication_tables.sql");
+    for row in query(client, "read publications' tables", sql, &[&names]).await? {
+        let name: &str = row.get("publication");
+        if let Some(publication) = publications.iter_mut().find(|publication| publication.name == name) {
+            let listed = Listed {
+                row_filter: row.get("row_filter"),
+                filter_columns: row.get("filter_columns"),
+                columns: row.get("columns"),
+                has_list: row.get("has_list"),
+            };
+            publication.tables.insert(row.get("oid"), listed);
+        }
+    }
+    Ok((publications, server_version))
+}
+
+/// By which schemas tables are published.
+async fn read_memberships(
+    client: &Client,
+    names: &[String],
+    tables: &[Option<Table>],
+    server_version: i32,
+) -> Result<HashMap<Oid, Vec<String>>, SourceError> {
+    let mut memberships: HashMap<Oid, Vec<String>> = HashMap::new();
+    if server_version < WITH_FILTERS {
+        return Ok(memberships);
+    }
+    let oids: Vec<Oid> = tables.iter().flatten().map(|table| table.oid).collect();
+    let sql = include_str!("../../sql/publication_schemas.sql");
+    for row in query(client, "read publications' schemas", sql, &[&names, &oids]).await? {
+        memberships.entry(row.get("oid")).or_default().push(row.get("membership"));
+    }
+    Ok(memberships)
+}
+
+/// Publications that do not exist: the first of them is to have the tables that no other has.
+fn check_missing(missing: &[&String], there: &[Publication], tables: &[Option<Table>], findings: &mut Findings) {
+    let listed = |table: &&Table| there.iter().any(|p| p.all_tables || p.tables.contains_key(&table.oid));
+    let mut wanted: Vec<String> =
+        tables.iter().flatten().filter(|table| !listed(table)).map(|table| table.name.sql()).collect();
+    wanted.sort();
+    wanted.dedup();
+    let exist = tables.iter().any(Option::is_some);
+    for name in missing {
+        let remedy = "create it for the entities' tables";
+        let finding = Finding::error("publication_missing", format!("publication {name}"), "does not exist", remedy);
+        let tables = match &wanted[..] {
+            [] => String::new(),
+            wanted => format!(" FOR TABLE {}", wanted.join(", ")),
+        };
+        findings.add(if exist {
+            let ident = quote_ident(name);
+            let sql = format!("CREATE PUBLICATION {ident}{tables} WITH (publish_via_partition_root = true)");
+            finding.mended_in(Phase::Publication, sql)
+        } else {
+            finding
+        });
+        wanted.clear();
+    }
+}
+
+/// Whether changes of a partitioned table or of a partition come under its own name.
+fn check_roots(table: &Table, publications: &[Publication], findings: &mut Findings) {
     let name = &table.name;
-    if via_root && table.ancestors.iter().any(|ancestor| published.contains_key(ancestor)) {
+    let by_its_name = |p: &&Publication| p.via_root && (p.all_tables || p.tables.contains_key(&table.oid));
+    let lists_leaves = |p: &&Publication| table.leaves.iter().any(|leaf| p.tables.contains_key(&leaf.oid));
+    if table.partitioned && !publications.iter().any(|p| by_its_name(&p)) {
+        let publication = publications.iter().find(lists_leaves).or(publications.first());
+        if let Some(publication) = publication.filter(|publication| !publication.via_root) {
+            let what = format!("publishes changes of {name} under the names of its partitions");
+            let remedy = "publish them under the partitioned table's name";
+            let ident = publication.ident();
+            let sql = format!("ALTER PUBLICATION {ident} SET (publish_via_partition_root = true)");
+            let finding = Finding::error("publication_via_root", publication.subject(), what, remedy);
+            findings.add(finding.mended_in(Phase::Publication, sql));
+        }
+    }
+    let above = |p: &&Publication| p.via_root && table.ancestors.iter().any(|above| p.tables.contains_key(above));
+    if let Some(publication) = publications.iter().find(above) {
         let what = format!("publishes changes of {name} under the name of the table that it is a partition of");
         let remedy = "name that table in the entity";
-        findings.add(Finding::error("publication_partition", subject, what, remedy));
+        findings.add(Finding::error("publication_partition", publication.subject(), what, remedy));
+    }
+}
+
+/// A table that no publication lists under its own name.
+fn check_absent(table: &Table, publications: &[Publication], findings: &mut Findings) {
+    let Some(first) = publications.first() else { return };
+    let name = &table.name;
+    let above = |p: &Publication| p.via_root && table.ancestors.iter().any(|above| p.tables.contains_key(above));
+    if publications.iter().any(above) {
+        // See `check_roots`.
         return;
     }
     // Its partitions are listed one by one until it is published by its root, which is a finding of its own. Whether
     // it has to be added too shows only then.
-    if all_tables {
+    if publications.iter().any(|p| p.all_tables) {
         return;
     }
     let what = format!("lacks table {name}");
-    let finding = Finding::error("publication_table", subject, what, "add it");
-    let leaves_listed = table.partitioned && !via_root && table.leaves.iter().any(|leaf| published.contains_key(leaf));
+    let finding = Finding::error("publication_table", first.subject(), what, "add it");
+    let leaves_listed = table.partitioned
+        && publications.iter().any(|p| !p.via_root && table.leaves.iter().any(|leaf| p.tables.contains_key(&leaf.oid)));
     if !leaves_listed {
-        let sql = format!("ALTER PUBLICATION {ident} ADD TABLE {}", name.sql());
+        let sql = format!("ALTER PUBLICATION {} ADD TABLE {}", first.ident(), name.sql());
         findings.add(finding.mended_in(Phase::Publication, sql));
-    }
-}
-
-fn check_published(subject: &str, ident: &str, table: &Table, published: &Published, findings: &mut Findings) {
-    let name = &table.name;
-    let sql = format!("ALTER PUBLICATION {ident} DROP TABLE {0};\nALTER PUBLICATION {ident} ADD TABLE {0}", name.sql());
-    if let Some(filter) = &published.row_filter {
-        let what =
-            format!("publishes {name} with a row filter {filter}: other rows would be cached and never refreshed");
-        let remedy = "publish the table without a filter";
-        findings.add(Finding::error("publication_row_filter", subject, what, remedy).sql(&sql));
-    }
-    let listed = |column: &str| published.columns.as_ref().is_none_or(|columns| columns.iter().any(|c| c == column));
-    let lacking: Vec<&str> = table.stored_columns.iter().map(String::as_str).filter(|column| !listed(column)).collect();
-    if !lacking.is_empty() {
-        let what = format!("publishes {name} without column(s) {}, which the entity needs", lacking.join(", "));
-        let remedy = "publish the table without a column list, or add them to it";
-        findings.add(Finding::error("publication_columns", subject, what, remedy).sql(sql));
-    }
-}
-
-/// Generated columns come, if at all, where the publication lists them.
-fn check_generated(subject: &str, table: &Table, published: &Published, may_carry: bool, findings: &mut Findings) {
-    let carried = |column: &String| may_carry && published.columns.as_ref().is_some_and(|list| list.contains(column));
-    for column in table.generated_columns.iter().filter(|column| !carried(column)) {
-        let what = format!("does not carry the generated column {column} of {}", table.name);
-        let remedy = "nothing: changes of these rows delete entries instead of rewriting them; or leave the column out of \
-                      the entity's columns";
-        findings.add(Finding::warning("generated_column", subject, what, remedy));
     }
 }

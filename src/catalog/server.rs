@@ -14,7 +14,8 @@ const OLDEST: i32 = 140_000;
 
 /// What the server says of itself and of the role.
 pub(super) struct Server {
-    version: i32,
+    /// As `server_version_num`.
+    pub(super) version: i32,
     in_recovery: bool,
     wal_level: String,
     encoding: String,
@@ -26,6 +27,13 @@ pub(super) struct Server {
     pub(super) role_oid: Oid,
     can_login: bool,
     can_replicate: bool,
+}
+
+impl Server {
+    /// The encoding of the database.
+    pub(super) fn encoding(&self) -> &str {
+        &self.encoding
+    }
 }
 
 pub(super) async fn read(client: &Client, role: &str) -> Result<Server, SourceError> {
@@ -145,4 +153,37 @@ pub(super) async fn check_own_schema(
         findings.add(finding.mended_in(Phase::Grant, sql));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Secret;
+
+    fn codes(version: i32) -> Vec<(&'static str, String)> {
+        let server = Server {
+            version,
+            in_recovery: false,
+            wal_level: "logical".into(),
+            encoding: "UTF8".into(),
+            database: "shop".into(),
+            session_role: "walcache".into(),
+            slots: (0, 10),
+            senders: (0, 10),
+            role_oid: 1,
+            can_login: true,
+            can_replicate: true,
+        };
+        let url = SourceUrl::parse(&Secret::from("postgres://walcache@127.0.0.1/shop")).unwrap();
+        let mut findings = Findings::default();
+        check(&server, &url, None, &mut findings);
+        findings.0.into_iter().map(|finding| (finding.code, finding.remedy)).collect()
+    }
+
+    #[test]
+    fn versions_before_14_are_refused() {
+        assert_eq!(codes(140_000), []);
+        assert_eq!(codes(180_004), []);
+        assert_eq!(codes(130_022), [("server_version", "upgrade to Postgres 14 or later".to_owned())]);
+    }
 }

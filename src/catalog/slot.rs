@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 use super::finding::{Finding, Findings, Phase};
 use super::query_opt;
-use crate::config::SourceConfig;
+use crate::config::{Plugin, SourceConfig};
 use crate::source::SourceError;
 use crate::sql::quote_literal;
 
@@ -15,6 +15,10 @@ pub(super) struct Slot {
     database: Option<String>,
     temporary: bool,
     wal_status: Option<String>,
+    /// Why the server has invalidated it; told from Postgres 17 on.
+    invalidated: Option<String>,
+    /// Whether standbys keep it in step; `None` before Postgres 17.
+    failover: Option<bool>,
     /// The consumer's process, where there is one.
     pub(super) active_pid: Option<i32>,
 }
@@ -27,17 +31,32 @@ pub(super) async fn read(client: &Client, name: &str) -> Result<Option<Slot>, So
         database: row.get("database"),
         temporary: row.get("temporary"),
         wal_status: row.get("wal_status"),
+        invalidated: row.get("invalidated"),
+        failover: row.get("failover"),
         active_pid: row.get("active_pid"),
     }))
 }
 
-pub(super) fn check(slot: Option<&Slot>, config: &SourceConfig, database: &str, findings: &mut Findings) {
+/// The first version that has failover slots, as `server_version_num`.
+pub const FAILOVER_SLOTS: i32 = 170_000;
+
+/// `database` is the one of the configuration, `version` the server's.
+pub(super) fn check(
+    slot: Option<&Slot>,
+    config: &SourceConfig,
+    (database, version): (&str, i32),
+    findings: &mut Findings,
+) {
     let subject = format!("slot {}", config.slot);
     let (name, plugin) = (quote_literal(&config.slot), quote_literal(config.plugin.as_str()));
-    let create = format!("SELECT pg_create_logical_replication_slot({name}, {plugin})");
+    let failover = if config.failover_slot && version >= FAILOVER_SLOTS { ", failover => true" } else { "" };
+    let create = format!("SELECT pg_create_logical_replication_slot({name}, {plugin}{failover})");
     let recreate = format!("SELECT pg_drop_replication_slot({name});\n{create}");
     let Some(slot) = slot else {
-        let remedy = "`walcache run` creates it, once it has the publication";
+        let remedy = match config.plugin {
+            Plugin::Pgoutput => "`walcache run` creates it, once it has the publication",
+            Plugin::Wal2json => "`walcache run` creates it",
+        };
         let finding = Finding::warning("slot_missing", subject, "does not exist yet", remedy);
         findings.add(finding.mended_in(Phase::Slot, create));
         return;
@@ -64,7 +83,12 @@ pub(super) fn check(slot: Option<&Slot>, config: &SourceConfig, database: &str, 
     }
     match slot.wal_status.as_deref() {
         Some("lost") => {
-            let what = "is lost: the server has removed log that it needed (max_slot_wal_keep_size)";
+            let what = match slot.invalidated.as_deref() {
+                Some("idle_timeout") => "is lost: nobody has read it for longer than idle_replication_slot_timeout",
+                Some("wal_level_insufficient") => "is lost: wal_level was not logical for a time",
+                // Before Postgres 17 it is not told, and this is the only one on a primary.
+                _ => "is lost: the server has removed log that it needed (max_slot_wal_keep_size)",
+            };
             let remedy =
                 "`walcache run` drops it, makes a new one and starts a new generation, since changes were missed";
             findings.add(Finding::warning("slot_lost", &subject, what, remedy).sql(recreate));
@@ -75,6 +99,16 @@ pub(super) fn check(slot: Option<&Slot>, config: &SourceConfig, database: &str, 
             findings.add(Finding::warning("slot_unreserved", &subject, what, remedy));
         }
         _ => {}
+    }
+    if config.failover_slot && slot.failover == Some(false) {
+        let what = "is no failover slot: standbys do not keep it in step, so that it is gone after a promotion";
+        // There is no SQL for it.
+        let remedy = format!(
+            "`walcache run` alters it when it connects next; else, over a replication connection, ALTER_REPLICATION_SLOT \"{}\" \
+             (FAILOVER true); or set source.failover_slot = false",
+            config.slot
+        );
+        findings.add(Finding::warning("slot_failover", &subject, what, remedy));
     }
     if let Some(pid) = slot.active_pid {
         let what = format!("is in use by process {pid} of the server");

@@ -4,14 +4,17 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
 use super::finding::{Finding, Findings, Phase};
-use super::identity::{self, ChosenKey};
-use super::types::{self, KeyFacts, Oid};
-use super::{query, query_opt};
-use crate::config::{EntityConfig, TableName, nearest};
-use crate::entity::{Shape, ValueColumn};
+use super::identity::{self, ChosenKey, Leaf};
+use super::types::{self, ColumnTypes, KeyFacts, Oid};
+use super::{query, query_opt, wal2json};
+use crate::config::{EntityConfig, Plugin, SourceConfig, TableName, nearest};
+use crate::entity::{OnChange, Published, Shape, ValueColumn};
 use crate::key::KeyColumn;
 use crate::source::SourceError;
 use crate::sql::quote_ident;
+
+/// The code of the finding that readers must not see what is cached, nor what a fill would read.
+pub(super) const ROW_SECURITY: &str = "row_security";
 
 /// A table that exists and is one.
 pub(super) struct Table {
@@ -21,27 +24,34 @@ pub(super) struct Table {
     /// The tables that it is a partition of.
     pub(super) ancestors: Vec<Oid>,
     /// Where its rows are: its partitions, or itself.
-    pub(super) leaves: Vec<Oid>,
-    /// The columns that the entity needs from the stream.
-    pub(super) stored_columns: Vec<String>,
+    pub(super) leaves: Vec<Leaf>,
+    /// The columns of the key.
+    pub(super) key_columns: Vec<String>,
+    /// The columns of the value that the stream can carry.
+    pub(super) value_columns: Vec<String>,
     /// The generated columns among the entity's.
     pub(super) generated_columns: Vec<String>,
+    /// The columns that the role may not read.
+    pub(super) unreadable: Vec<String>,
+    /// The role that reads.
+    pub(super) role: String,
     /// `None` where columns or the key cannot be served.
     pub(super) shape: Option<Shape>,
 }
 
-/// Looks at an entity's table with the rights of `role` (oid and name). `None` where there is no such table.
+/// Looks at an entity's table with the rights of `role` (oid and name). `None` where there is no such table. The signature
+/// was read before.
 pub(super) async fn inspect(
     client: &Client,
     entity: &EntityConfig,
     (role_oid, role): (Oid, &str),
-    publication: &str,
+    (source, signature): (&SourceConfig, u64),
     findings: &mut Findings,
 ) -> Result<Option<Table>, SourceError> {
     let name = &entity.table;
     let subject = format!("entity {}", entity.name);
     let sql = include_str!("../../sql/table.sql");
-    let with: [&(dyn ToSql + Sync); 4] = [&name.schema, &name.name, &role_oid, &publication];
+    let with: [&(dyn ToSql + Sync); 4] = [&name.schema, &name.name, &role_oid, &source.publication.names()];
     let Some(row) = query_opt(client, "read table", sql, &with).await? else {
         findings.add(missing(client, name, subject).await?);
         return Ok(None);
@@ -72,29 +82,39 @@ pub(super) async fn inspect(
         partitioned: kind == "p",
         ancestors: row.get("ancestors"),
         leaves,
-        stored_columns: names(&needed, false),
-        generated_columns: names(&needed, true),
+        key_columns: key.iter().flatten().map(|(column, _)| column.name.clone()).collect(),
+        value_columns: value.iter().flatten().filter(|c| !c.generated).map(|c| c.name.clone()).collect(),
+        generated_columns: generated(&needed),
+        unreadable: columns.iter().filter(|column| !column.readable).map(|column| column.name.clone()).collect(),
+        role: role.to_owned(),
         shape: None,
     };
     if let (Some(value), Some(key)) = (value, key) {
         let oids: Vec<Oid> = value.iter().map(|column| column.type_oid).collect();
-        let sql_types = types::sql_types(client, &oids).await?;
+        let types = ColumnTypes::read(client, &oids).await?;
+        check_types(entity, &value, &types, findings);
         let columns = value.iter().map(|column| ValueColumn {
             name: column.name.clone(),
             type_oid: column.type_oid,
-            // A type that vanished between the two queries is one whose rows are refetched.
-            sql_type: sql_types.get(&column.type_oid).cloned().unwrap_or(crate::sqltype::SqlType::Opaque),
+            sql_type: types.sql_type(column.type_oid),
         });
         let columns = columns.collect();
-        let published_as: Vec<String> = row.get("published_as");
-        let facts = needed.iter().map(|column| (&column.name, &column.version, &column.labels));
-        let version = crate::entity::hash(format!("{published_as:?} {:?}", facts.collect::<Vec<_>>()).as_bytes());
+        let (published_as, tables) = match source.plugin {
+            Plugin::Pgoutput => (row.get::<_, Vec<String>>("published_as"), Vec::new()),
+            Plugin::Wal2json => (Vec::new(), wal2json::streamed_tables(client, oid).await?),
+        };
+        let needed_names: Vec<&str> = needed.iter().map(|column| column.name.as_str()).collect();
+        wal2json::check_computed(&entity.name, &needed_names, &tables, findings);
+        let published = crate::entity::hash(format!("{published_as:?}").as_bytes());
         table.shape = Some(Shape {
-            version,
+            version: crate::entity::hash(format!("{signature} {:?}", types.version).as_bytes()),
+            tables,
             table_oid: oid,
             columns,
             key: key.into_iter().map(|(_, key)| key).collect(),
             whole_row: entity.columns.is_none(),
+            partitioned: kind == "p",
+            published: Published { row_filter: None, version: published },
         });
     }
     Ok(Some(table))
@@ -113,7 +133,6 @@ struct Column {
     base_kind: String,
     base_name: String,
     labels: Vec<String>,
-    version: String,
 }
 
 impl Column {
@@ -130,13 +149,12 @@ impl Column {
             base_kind: row.get("base_kind"),
             base_name: row.get("base_name"),
             labels: row.get("labels"),
-            version: row.get("version"),
         }
     }
 }
 
-fn names(columns: &[&Column], generated: bool) -> Vec<String> {
-    let mut names: Vec<String> = columns.iter().filter(|c| c.generated == generated).map(|c| c.name.clone()).collect();
+fn generated(columns: &[&Column]) -> Vec<String> {
+    let mut names: Vec<String> = columns.iter().filter(|c| c.generated).map(|c| c.name.clone()).collect();
     names.sort();
     names.dedup();
     names
@@ -181,11 +199,37 @@ fn check_rows(entity: &EntityConfig, row: &Row, role: &str, findings: &mut Findi
             "name the tables one by one, or use partitions",
         ));
     }
-    if row.get("row_security") {
+    if row.get("row_security") && !entity.bypass_rls {
+        let what = format!(
+            "row-level security is enabled on {name}, and neither the stream nor fills obey its policies: every reader would \
+             see every row"
+        );
+        let remedy = "set bypass_rls = true in the entity if every reader may; else do not cache this table";
+        findings.add(Finding::error(ROW_SECURITY, subject, what, remedy));
+    } else if row.get("hides_rows") {
         let what = format!("row-level security of {name} hides rows from {role}: they would be cached as absent");
         let sql = format!("ALTER ROLE {} BYPASSRLS", quote_ident(role));
         let remedy = "let the role see every row";
-        findings.add(Finding::error("row_security", subject, what, remedy).sql(sql));
+        findings.add(Finding::error("row_security_role", subject, what, remedy).sql(sql));
+    }
+}
+
+/// Names the columns whose changes cannot refresh an entry.
+fn check_types(entity: &EntityConfig, value: &[&Column], types: &ColumnTypes, findings: &mut Findings) {
+    if entity.on_change == OnChange::Invalidate {
+        // Changes never make values of it.
+        return;
+    }
+    for column in value {
+        let Some((name, why)) = types.obstacle(column.type_oid) else { continue };
+        let what = format!(
+            "column {} is of type {name}, whose JSON form cannot be made from its text in the stream: {why}. Each change \
+             of a row drops its entry, and the next read takes it from Postgres",
+            column.name
+        );
+        let remedy =
+            "nothing, if such rows are read seldom or change seldom; or leave the column out of the entity's columns";
+        findings.add(Finding::warning("type_refetched", format!("entity {}", entity.name), what, remedy));
     }
 }
 

@@ -7,27 +7,63 @@ use tokio_postgres::{Client, Row};
 use super::query;
 use crate::key::KeyType;
 use crate::source::SourceError;
-use crate::sqltype::{SqlType, TypeFacts};
+use crate::sqltype::{MAX_NESTING, MAX_PARTS, Obstacle, Reason, SqlType, TypeFacts};
 
 /// An object identifier of the catalog.
 pub(super) type Oid = u32;
 
-/// How values of these types become JSON.
-pub(super) async fn sql_types(client: &Client, oids: &[Oid]) -> Result<HashMap<Oid, SqlType>, SourceError> {
-    let rows = query(client, "read types", include_str!("../../sql/type_facts.sql"), &[&oids]).await?;
-    let byte = |row: &Row, column: &str| row.get::<_, i8>(column).cast_unsigned();
-    let facts = rows.iter().map(|row| {
-        let facts = TypeFacts {
-            typtype: byte(row, "typtype"),
-            base: row.get("base"),
-            element: row.get("element"),
-            delimiter: byte(row, "delimiter"),
-            has_json_cast: row.get("has_json_cast"),
+/// The types of an entity's columns, as they read in JSON.
+pub(super) struct ColumnTypes {
+    resolved: HashMap<Oid, Result<SqlType, Obstacle>>,
+    names: HashMap<Oid, String>,
+    /// Differs when values of one of the types, or of a type that it is made of, read otherwise though no row has changed.
+    pub(super) version: Vec<(Oid, String)>,
+}
+
+impl ColumnTypes {
+    /// Reads what these types are and are made of.
+    pub(super) async fn read(client: &Client, oids: &[Oid]) -> Result<Self, SourceError> {
+        let rows = query(client, "read types", include_str!("../../sql/type_facts.sql"), &[&oids]).await?;
+        let facts = rows.iter().map(|row| (row.get("oid"), type_facts(row))).collect();
+        Ok(ColumnTypes {
+            resolved: oids.iter().map(|oid| (*oid, SqlType::of(*oid, &facts))).collect(),
+            names: rows.iter().map(|row| (row.get("oid"), row.get("name"))).collect(),
+            version: rows.iter().map(|row| (row.get("oid"), row.get("version"))).collect(),
+        })
+    }
+
+    /// How values of a type become JSON; [`SqlType::Opaque`] if that cannot be told.
+    pub(super) fn sql_type(&self, oid: Oid) -> SqlType {
+        self.resolved.get(&oid).and_then(|resolved| resolved.clone().ok()).unwrap_or(SqlType::Opaque)
+    }
+
+    /// The name of a type that is opaque, and why it is.
+    pub(super) fn obstacle(&self, oid: Oid) -> Option<(&str, String)> {
+        let Err(obstacle) = self.resolved.get(&oid)? else { return None };
+        let name = |oid| self.names.get(&oid).map_or("?", String::as_str);
+        let culprit = name(obstacle.oid);
+        let why = match obstacle.reason {
+            Reason::Cast => format!("{culprit} has a cast to json that row_to_json calls"),
+            Reason::Nesting => format!("it is nested deeper than {MAX_NESTING} types"),
+            Reason::Parts => format!("it is made of more than {MAX_PARTS} types"),
+            Reason::Unknown => format!("{culprit} is no type of values in tables"),
         };
-        (row.get("oid"), facts)
-    });
-    let facts = facts.collect();
-    Ok(oids.iter().map(|oid| (*oid, SqlType::of(*oid, &facts))).collect())
+        Some((name(oid), why))
+    }
+}
+
+fn type_facts(row: &Row) -> TypeFacts {
+    let byte = |column: &str| row.get::<_, i8>(column).cast_unsigned();
+    let names: Vec<String> = row.get("attribute_names");
+    let types: Vec<Oid> = row.get("attribute_types");
+    TypeFacts {
+        typtype: byte("typtype"),
+        base: row.get("base"),
+        element: row.get("element"),
+        delimiter: byte("delimiter"),
+        has_json_cast: row.get("has_json_cast"),
+        attributes: names.into_iter().zip(types).collect(),
+    }
 }
 
 /// A column's type as keys need it, domains looked through.

@@ -26,21 +26,37 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> {
     // What is wrong with the configuration itself has been found while it was loaded.
-    let findings = if arguments.offline {
-        Vec::new()
+    let (findings, announces_ddl) = if arguments.offline {
+        (Vec::new(), None)
     } else {
         let client = source::connect(&config.source, Some(CATALOG_TIMEOUT)).await?;
-        let mut findings = catalog::inspect(&client, config).await?.findings;
+        let inspection = catalog::inspect(&client, config).await?;
+        let mut findings = inspection.findings;
         if let Some(l2) = &config.l2 {
             findings.extend(catalog::inspect_l2(l2).await);
         }
-        findings
+        (findings, Some(inspection.announces_ddl))
     };
     let (errors, warnings) = count(&findings);
     if arguments.json {
-        println!("{}", json!({"ok": errors == 0, "errors": errors, "warnings": warnings, "findings": findings}));
+        let noticed = announces_ddl.map(|announced| if announced { "event_trigger" } else { "poll" });
+        println!(
+            "{}",
+            json!({
+                "ok": errors == 0,
+                "errors": errors,
+                "warnings": warnings,
+                "schema_changes": noticed,
+                "findings": findings,
+            })
+        );
     } else {
         findings.iter().for_each(|finding| print!("{}", text(finding)));
+        if let Some(announced) = announces_ddl {
+            let every = config.source.schema_check_interval;
+            let how = if announced { "announced by event triggers, and looked for" } else { "looked for" };
+            println!("schema changes: {how} every {every:?}");
+        }
         let entities = config.entities.len();
         let scope = match (arguments.offline, &config.l2) {
             (true, _) => "configuration",

@@ -7,7 +7,7 @@ use super::check::{CATALOG_TIMEOUT, count, text};
 use super::failure::Failure;
 use crate::catalog::{self, Finding, Phase};
 use crate::config::{Config, Secret, SourceConfig};
-use crate::setup::{self, SetupError};
+use crate::setup::{self, Applied, SetupError};
 use crate::source::{self, SourceError, SourceUrl};
 use clap::Args;
 
@@ -36,14 +36,17 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> Result<ExitCo
     } else {
         setup::steps(&client, config).await.map(|steps| {
             print_sql(&steps);
-            false
+            Applied::default()
         })
     };
     match result {
         Ok(_) if !arguments.apply => Ok(ExitCode::SUCCESS),
-        Ok(changed) => {
-            if !changed {
+        Ok(applied) => {
+            if !applied.changed {
                 println!("nothing to do");
+            }
+            for (step, error) in &applied.left_out {
+                println!("left out, since the role may not do it ({error}): {}", step.remedy);
             }
             verify(config).await
         }
@@ -78,7 +81,7 @@ fn print_sql(steps: &[Finding]) {
         println!("-- {}: {}", step.subject, step.what);
         // A migration is applied as a whole or not at all.
         match step.setup {
-            Some(Phase::Schema) => println!("BEGIN;\n{}\nCOMMIT;", sql.trim_end()),
+            Some(Phase::Schema | Phase::Announce) => println!("BEGIN;\n{}\nCOMMIT;", sql.trim_end()),
             _ => println!("{};", sql.trim_end_matches(';')),
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::publications::Publications;
 use super::secret::Secret;
 use super::table_name::TableName;
 use super::units;
@@ -25,10 +26,13 @@ pub struct SourceConfig {
     pub url_file: Option<PathBuf>,
     /// The logical replication slot: `[a-z0-9_]{1,63}`.
     pub slot: String,
-    /// The publication.
-    pub publication: String,
+    /// The publication, or a list of publications: what any of them publishes is streamed. `wal2json` needs none.
+    pub publication: Publications,
     /// The slot's output plugin.
     pub plugin: Plugin,
+    /// Whether standbys keep the slot in step, from Postgres 17 on: then it is still there after a promotion. Where a
+    /// slot exists already, it is altered.
+    pub failover_slot: bool,
     /// How long a connection may take to be ready, with TLS and authentication.
     #[serde(with = "units::duration")]
     pub connect_timeout: Duration,
@@ -54,9 +58,17 @@ pub struct SourceConfig {
     pub max_fills: usize,
     /// Reads that may wait for Postgres at a time; more are refused at once.
     pub max_waiting_fills: usize,
-    /// How often the catalog is compared with what is known: DDL without row changes is noticed within this time.
+    /// How often the catalog is compared with what is known, by one query: schema changes are noticed within this time also
+    /// where no event trigger announces them.
     #[serde(with = "units::duration")]
     pub schema_check_interval: Duration,
+    /// The largest message of the stream that is received as a whole. A change of a larger row makes all of its entity's
+    /// entries unservable, since it is not known which row it is.
+    #[serde(with = "units::size")]
+    pub max_message: u64,
+    /// Whether event triggers are wanted that announce schema changes in the log: `setup` makes them where it may, `check`
+    /// warns where there are none.
+    pub event_triggers: bool,
 }
 
 impl Default for SourceConfig {
@@ -65,8 +77,9 @@ impl Default for SourceConfig {
             url: Secret::default(),
             url_file: None,
             slot: "walcache".to_owned(),
-            publication: "walcache".to_owned(),
+            publication: Publications::from(["walcache"]),
             plugin: Plugin::Pgoutput,
+            failover_slot: true,
             connect_timeout: Duration::from_secs(5),
             status_interval: Duration::from_secs(1),
             heartbeat_interval: Duration::from_secs(1),
@@ -76,7 +89,9 @@ impl Default for SourceConfig {
             fill_timeout: Duration::from_secs(5),
             max_fills: 1024,
             max_waiting_fills: 10_000,
-            schema_check_interval: Duration::from_secs(30),
+            schema_check_interval: Duration::from_secs(1),
+            max_message: 256 * MIB,
+            event_triggers: true,
         }
     }
 }
@@ -93,6 +108,9 @@ pub struct ApplyConfig {
     /// A transaction larger than this is applied in pieces.
     #[serde(with = "units::size")]
     pub max_transaction_bytes: u64,
+    /// The largest value that is cached, as JSON. Larger ones are read from Postgres each time.
+    #[serde(with = "units::size")]
+    pub max_value: u64,
     /// Keys in one script call.
     pub script_keys: usize,
     /// Script calls that may be under way at a time.
@@ -105,6 +123,7 @@ impl Default for ApplyConfig {
             max_batch_events: 4096,
             max_batch_bytes: 2 * MIB,
             max_transaction_bytes: MIB,
+            max_value: 32 * MIB,
             script_keys: 256,
             in_flight: 16,
         }
@@ -315,6 +334,10 @@ pub struct EntityConfig {
     /// Whether changes also write entries that nobody has read.
     #[serde(default)]
     pub populate: bool,
+    /// Whether every reader may see every row of a table with row-level security: neither the stream nor fills obey its
+    /// policies. Else such a table is refused.
+    #[serde(default)]
+    pub bypass_rls: bool,
     /// As [`FreshnessConfig::max_staleness`]; `None`: as it is there.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "units::optional_duration")]
     pub max_staleness: Option<Duration>,
@@ -331,9 +354,11 @@ fn default_ttl() -> Duration {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Plugin {
-    /// Postgres' own.
+    /// Postgres' own, which reads a publication.
     #[default]
     Pgoutput,
+    /// wal2json 2.5 or later, format version 2: where it is installed and publications cannot be made.
+    Wal2json,
 }
 
 impl Plugin {
@@ -341,6 +366,7 @@ impl Plugin {
     pub const fn as_str(self) -> &'static str {
         match self {
             Plugin::Pgoutput => "pgoutput",
+            Plugin::Wal2json => "wal2json",
         }
     }
 }
@@ -349,10 +375,10 @@ impl<'de> Deserialize<'de> for Plugin {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match String::deserialize(deserializer)?.as_str() {
             "pgoutput" => Ok(Plugin::Pgoutput),
-            "wal2json" => Err(serde::de::Error::custom(
-                "plugin \"wal2json\" is not available in this version: use \"pgoutput\", which needs nothing installed",
-            )),
-            other => Err(serde::de::Error::custom(format!("unknown plugin {other:?}: use \"pgoutput\""))),
+            "wal2json" => Ok(Plugin::Wal2json),
+            other => {
+                Err(serde::de::Error::custom(format!("unknown plugin {other:?}: use \"pgoutput\" or \"wal2json\"")))
+            }
         }
     }
 }

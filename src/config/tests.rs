@@ -60,6 +60,34 @@ fn an_entity_may_have_its_own_bound() {
 }
 
 #[test]
+fn publications_are_one_name_or_a_list() {
+    for (line, names) in [
+        ("", &["walcache"][..]),
+        ("publication = 'shop'", &["shop"]),
+        ("publication = ['shop', 'Other, one']", &["shop", "Other, one"]),
+    ] {
+        let config = load(&with("[source]", line), &[]).unwrap();
+        assert_eq!(config.source.publication.names(), names, "{line}");
+        let written = toml::to_string(&config).unwrap();
+        assert_eq!(toml::from_str::<Config>(&written).unwrap().source.publication, config.source.publication);
+    }
+    let variable = [("WALCACHE__SOURCE__PUBLICATION", "shop")];
+    assert_eq!(
+        load(&with("[source]", "publication = ['a', 'b']"), &variable).unwrap().source.publication.names(),
+        ["shop"]
+    );
+    for (line, wanted) in [
+        ("publication = []", "source.publication: must name at least one publication"),
+        ("publication = ['a', 'a']", "source.publication: must name at least one publication, and none twice"),
+        ("publication = ['a', '']", "source.publication: \"\" must be 1 to 63 bytes long"),
+        ("publication = 5", "3:15: invalid type: integer `5`, expected a publication's name or a list of names"),
+    ] {
+        let text = error(&with("[source]", line), &[]);
+        assert!(text.starts_with(wanted), "{line}: {text}");
+    }
+}
+
+#[test]
 fn unknown_names_are_refused_with_the_nearest_known_one() {
     assert_eq!(error(&with("[source]", "slto = 'a'"), &[]), "3:1: unknown key `slto`; did you mean `slot`?");
     assert_eq!(error(&with("[[entity]]", "colums = ['a']"), &[]), "7:1: unknown key `colums`; did you mean `columns`?");
@@ -78,7 +106,11 @@ fn values_without_units_and_of_other_forms_are_explained() {
         ("[source]", "connect_timeout = '5'", "3:19: \"5\" is not a duration with a unit"),
         ("[source]", "connect_timeout = 5", "3:19: invalid type: integer `5`, expected a duration with a unit"),
         ("[source]", "connect_timeout = '5 parsecs'", "3:19: \"5 parsecs\" is not a duration"),
-        ("[source]", "plugin = 'wal2json'", "3:10: plugin \"wal2json\" is not available in this version"),
+        (
+            "[source]",
+            "plugin = 'test_decoding'",
+            "3:10: unknown plugin \"test_decoding\": use \"pgoutput\" or \"wal2json\"",
+        ),
         ("[source]", "slot = 'Wal-Cache'", "source.slot: \"Wal-Cache\" must be 1 to 63 of a-z, 0-9 and _"),
         ("[source]", "pool_size = 0", "source.pool_size: must be at least 1"),
         ("[source]", "max_fills = 0", "source.max_fills: must be at least 1"),

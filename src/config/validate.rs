@@ -7,6 +7,8 @@ use super::error::Violation;
 use super::{Config, EntityConfig, L2Config};
 use crate::source::SourceUrl;
 
+const MIB: u64 = 1 << 20;
+
 impl Config {
     /// Every constraint that the values break; empty if the configuration can be used.
     pub fn validate(&self) -> Vec<Violation> {
@@ -44,12 +46,9 @@ impl Config {
         found.require((1..=63).contains(&slot.len()) && plain, "source.slot", || {
             format!("{slot:?} must be 1 to 63 of a-z, 0-9 and _")
         });
-        let publication = &source.publication;
-        found.require(
-            (1..=63).contains(&publication.len()) && !publication.contains('\0'),
-            "source.publication",
-            || format!("{publication:?} must be 1 to 63 bytes long"),
-        );
+        if let Some(violation) = source.publication.violation() {
+            found.add("source.publication", violation);
+        }
         found.positive("source.connect_timeout", source.connect_timeout);
         found.positive("source.status_interval", source.status_interval);
         found.positive("source.heartbeat_interval", source.heartbeat_interval);
@@ -59,6 +58,7 @@ impl Config {
         found.at_least_one("source.pool_size", source.pool_size);
         found.at_least_one("source.max_fills", source.max_fills);
         found.at_least_one("source.max_waiting_fills", source.max_waiting_fills);
+        found.require(source.max_message >= MIB, "source.max_message", || "must be at least 1MiB".to_owned());
         found.require(source.dead_after > source.heartbeat_interval, "source.dead_after", || {
             "must be longer than source.heartbeat_interval, or a live but idle connection looks dead".to_owned()
         });
@@ -75,6 +75,10 @@ impl Config {
         found.require(apply.max_batch_bytes >= 1024, "apply.max_batch_bytes", || "must be at least 1KiB".to_owned());
         found.require(apply.max_transaction_bytes >= 1024, "apply.max_transaction_bytes", || {
             "must be at least 1KiB".to_owned()
+        });
+        // Redis takes strings of up to 512 MB, and commands of up to 1 GB.
+        found.require((1024..=256 * MIB).contains(&apply.max_value), "apply.max_value", || {
+            "must be from 1KiB to 256MiB".to_owned()
         });
     }
 

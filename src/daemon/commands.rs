@@ -9,6 +9,8 @@ use crate::entity::Generation;
 pub(super) enum Command {
     /// Look an entity's shape up.
     Reshape(usize),
+    /// Look which entities have changed.
+    LookAround,
     /// Make everything unservable that is cached of an entity, or of all.
     Resync(Option<usize>, oneshot::Sender<Result<Generation, String>>),
 }

@@ -2,11 +2,12 @@
 
 use crate::apply::ApplyError;
 use crate::capture::CaptureError;
+use crate::capture::frames::STREAM;
 use crate::catalog::Finding;
-use crate::decode::DecodeError;
+use crate::decode::{DecodeError, Problem};
 use crate::gate::GateError;
 use crate::serve::BindError;
-use crate::source::{SourceError, Verdict};
+use crate::source::{EXIT_CONFIG, SourceError, Verdict};
 
 /// What ends the daemon.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +70,15 @@ pub enum SessionError {
 impl SessionError {
     /// Whether another session may go better, or what somebody must do.
     pub fn verdict(&self) -> Verdict {
+        let operator = |remedy: &str| Verdict::Operator { remedy: remedy.to_owned(), exit_code: EXIT_CONFIG };
         let sqlstate = match self {
+            // What the plugin is asked for is fixed: it does not know it.
+            SessionError::Capture(e) if e.sqlstate() == Some("22023") => {
+                return operator("install wal2json 2.5 or later, or use source.plugin = \"pgoutput\"");
+            }
+            SessionError::Decode(DecodeError { problem: Problem::TooOld(_), .. }) => {
+                return operator("install wal2json 2.5 or later, or use source.plugin = \"pgoutput\"");
+            }
             SessionError::Source(e) => return e.verdict(),
             SessionError::Capture(e) => e.sqlstate(),
             SessionError::Gate(GateError::Source(e)) | SessionError::Apply(ApplyError::Source(e)) => {
@@ -84,6 +93,13 @@ impl SessionError {
     /// Whether it was told to end before it had finished.
     pub fn is_cancelled(&self) -> bool {
         matches!(self, SessionError::Apply(ApplyError::Cancelled))
+    }
+
+    /// Whether a publication was missing when a change was made that came next in the stream.
+    pub fn is_publication_missing(&self) -> bool {
+        let SessionError::Capture(CaptureError::Server { doing, code, .. }) = self else { return false };
+        // While it starts, the same says that there is no slot.
+        *doing == STREAM && code == "42704"
     }
 
     /// Whether another consumer holds the slot.

@@ -5,17 +5,20 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_postgres::Client;
-use tokio_postgres::types::ToSql;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use super::commands::Command;
 use super::error::SessionError;
-use super::session::Catalog;
+use super::session::{Catalog, differing};
 use crate::apply::LookUpShape;
 use crate::capture::stream::Progress;
+use crate::catalog::Signatures;
 use crate::lsn::Lsn;
 use crate::source::SourceError;
+
+/// How often all tables are looked up in full, should there be a change that their signatures do not show.
+const FULL_LOOK: Duration = Duration::from_secs(60);
 
 /// Runs until `end`.
 ///
@@ -32,6 +35,7 @@ pub(super) async fn run(
     tokio::select! {
         () = end.cancelled() => Ok(()),
         ended = keep(context, source, progress, commands) => ended,
+        () = context.followed.moved() => Err(SourceError::Moved.into()),
     }
 }
 
@@ -45,20 +49,21 @@ async fn keep(
     let mut position = ticks(config.status_interval);
     let mut heartbeat = ticks(config.heartbeat_interval);
     let mut shapes = ticks(config.schema_check_interval);
+    let mut full_look = ticks(FULL_LOOK);
     let catalog = Catalog(context.config.clone());
+    let entities = &context.hierarchy.entities;
+    let signatures = Signatures::prepare(source, &context.config);
+    let signatures = within(config.dead_after, "prepare to look at tables", signatures).await??;
     let failed = |what| move |e| SessionError::Source(SourceError::postgres(what, e));
     loop {
         tokio::select! {
             _ = position.tick() => {
-                let params: [&(dyn ToSql + Sync); 1] = [&config.slot];
-                let row = source.query_one(include_str!("../../sql/position.sql"), &params);
+                let row = source.query_one(include_str!("../../sql/log_end.sql"), &[]);
                 let row = within(config.dead_after, "read the position of the log", row).await?;
                 let row = row.map_err(failed("read the position of the log"))?;
-                let lsn = |column| row.get::<_, Option<&str>>(column).and_then(|t| t.parse::<Lsn>().ok());
-                let flushed = lsn("flushed").unwrap_or_default();
-                let applied = progress.applied();
-                let retained = lsn("retained").unwrap_or(flushed);
-                context.metrics.replication.lag_bytes(flushed, progress.received(), applied, retained);
+                // Postgres prints positions that parse.
+                let flushed: Lsn = row.get::<_, &str>(0).parse().unwrap_or_default();
+                context.metrics.replication.lag_bytes(flushed, progress.received(), progress.applied());
                 context.status.set_source_lsn(flushed);
             }
             _ = heartbeat.tick() => {
@@ -73,16 +78,21 @@ async fn keep(
                     context.hierarchy.watermark.mark(lsn, at);
                 }
             }
-            // DDL on a table that nobody writes to is not in the stream, nor is that a table is no longer published.
-            _ = shapes.tick() => for entity in &context.hierarchy.entities {
+            // DDL on a table that nobody writes to is not in the stream, nor is that a table is no longer published. If the
+            // command finds no room, another one comes first, and the next look finds the same again.
+            _ = shapes.tick() => {
+                let now = within(config.dead_after, "look at tables", signatures.read(source)).await??;
+                if !differing(entities, &now).is_empty() {
+                    let _ = commands.try_send(Command::LookAround);
+                }
+            }
+            _ = full_look.tick() => for entity in entities {
                 let found = within(config.dead_after, "look up the shape of a table", catalog.look_up(source, entity));
                 let found = found.await??;
-                let changed = match found {
-                    Ok(shape) => !entity.is_servable() || shape != *entity.shape(),
-                    Err(_) => entity.is_servable(),
-                };
-                if changed && commands.send(Command::Reshape(entity.id)).await.is_err() {
-                    return Ok(());
+                let same = found.standing == *entity.standing()
+                    && found.shape.is_none_or(|shape| shape == *entity.shape());
+                if !same {
+                    let _ = commands.try_send(Command::Reshape(entity.id));
                 }
             },
         }

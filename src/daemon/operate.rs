@@ -13,7 +13,7 @@ use super::{Context, STATEMENT_TIMEOUT};
 use crate::apply::LookUpShape;
 use crate::audit::verify::{Cursor, Scope};
 use crate::audit::{Auditor, Shapes};
-use crate::entity::{Entity, EntryKey, Generation};
+use crate::entity::{Entity, EntryKey, Generation, Standing};
 use crate::serve::admin::{Operate, Refusal, Verify, VerifyScope};
 use crate::source::{self, SourceError};
 
@@ -109,7 +109,7 @@ impl Catalogued {
         };
         let found = self.catalog.look_up(&connected, entity).await?;
         *client = Some(connected);
-        Ok(found.is_ok_and(|shape| shape == *entity.shape()))
+        Ok(found.standing == Standing::Cached && found.shape.is_some_and(|shape| shape == *entity.shape()))
     }
 }
 

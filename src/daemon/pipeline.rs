@@ -1,29 +1,48 @@
 //! From chunks of the stream to batches: decode, plan, assemble.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
 use tokio::sync::mpsc;
+use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
 use tokio_util::sync::CancellationToken;
 
+use super::commanded::Commands;
 use super::error::SessionError;
 use crate::apply::batch::{Assembler, Batch};
 use crate::capture::frames::{Chunk, Frame};
 use crate::change::{Change, Event, Relation};
-use crate::decode::pgoutput::Decoder;
+use crate::decode::Decoder;
 use crate::metrics::{Op, ReplicationMetrics};
 use crate::plan::{Effect, Planner};
+use crate::source::SourceError;
+
+/// The prefix of the messages that announce schema changes.
+const DDL: &str = "walcache.ddl";
 
 /// Decodes, plans and assembles one session's stream.
 pub struct Pipeline<'a> {
     decoder: Decoder,
     planner: Planner,
     assembler: Assembler,
+    places: Places,
+    commands: Commands,
     effects: Vec<Effect>,
     metrics: &'a ReplicationMetrics,
 }
 
 impl<'a> Pipeline<'a> {
     /// At the beginning of a session.
-    pub fn new(planner: Planner, assembler: Assembler, metrics: &'a ReplicationMetrics) -> Self {
-        Pipeline { decoder: Decoder::new(), planner, assembler, effects: Vec::new(), metrics }
+    pub fn new(
+        decoder: Decoder,
+        planner: Planner,
+        assembler: Assembler,
+        (places, commands): (Places, Commands),
+        metrics: &'a ReplicationMetrics,
+    ) -> Self {
+        Pipeline { decoder, planner, assembler, places, commands, effects: Vec::new(), metrics }
     }
 
     /// Turns chunks into batches until the stream ends or `stop` is cancelled. A batch goes out as soon as it can be
@@ -47,51 +66,130 @@ impl<'a> Pipeline<'a> {
                     Err(_) => return Ok(()),
                 },
                 chunk = chunks.recv(), if !self.assembler.is_full() => match chunk {
-                    Some(chunk) => self.take(&chunk)?,
+                    // The catalog may be asked meanwhile, and not answer.
+                    Some(chunk) => tokio::select! {
+                        taken = self.take(&chunk) => taken?,
+                        () = stop.cancelled() => return Ok(()),
+                    },
                     None => return Ok(()),
                 },
             }
         }
     }
 
-    fn take(&mut self, chunk: &Chunk) -> Result<(), SessionError> {
+    async fn take(&mut self, chunk: &Chunk) -> Result<(), SessionError> {
         for frame in chunk.frames() {
-            let message = match frame {
-                Frame::Keepalive(lsn) => {
-                    self.assembler.keepalive(lsn);
-                    continue;
-                }
-                Frame::Data(message) => message,
-            };
-            match self.decoder.decode(message)? {
-                Event::Begin { xid, commit_lsn, commit_micros } => self.assembler.begin(xid, commit_lsn, commit_micros),
+            // A table of which the catalog must be asked.
+            let mut unplaced = None;
+            let Pipeline { decoder, planner, assembler, commands, effects, metrics, .. } = &mut *self;
+            let each = |event: Event<'_>| match event {
+                Event::Begin { xid, commit_lsn, commit_micros } => assembler.begin(xid, commit_lsn, commit_micros),
                 Event::Relation(relation) => {
-                    self.planner.announce(&relation, &mut self.effects);
-                    self.assembler.effects(&mut self.effects);
+                    planner.announce(&relation, effects);
+                    assembler.effects(effects);
                 }
                 Event::Change(change) => {
-                    self.planner.plan(&change, &mut self.effects);
-                    self.count(&change);
-                    self.assembler.effects(&mut self.effects);
+                    planner.plan(&change, effects);
+                    count(planner, metrics, &change);
+                    assembler.effects(effects);
                 }
-                Event::Commit { end_lsn } => self.assembler.commit(end_lsn),
-                Event::Message(_) | Event::Nothing => {}
+                Event::Commit { end_lsn } => {
+                    assembler.commit(end_lsn);
+                    commands.commit(end_lsn);
+                }
+                Event::Elsewhere => assembler.await_visible(),
+                Event::Unplaced { schema, name } => {
+                    assembler.await_visible();
+                    unplaced = Some((schema.to_owned(), name.to_owned()));
+                }
+                Event::Message(message) if Commands::concerns(message.prefix) => {
+                    commands.take(&message, effects);
+                    assembler.effects(effects);
+                }
+                // In the transaction that makes the change: see sql/announce_ddl.sql.
+                Event::Message(message) if message.transactional && message.prefix == DDL => {
+                    effects.push(Effect::LookAround);
+                    assembler.effects(effects);
+                }
+                Event::LargeChange(relation) => {
+                    planner.plan_unknown(&relation, effects);
+                    assembler.effects(effects);
+                }
+                Event::LargeMessage(prefix) if Commands::concerns(prefix) => commands.too_large(),
+                Event::Message(_) | Event::LargeMessage(_) | Event::Nothing => {}
+            };
+            match frame {
+                Frame::Keepalive(lsn) => assembler.keepalive(lsn),
+                Frame::Notice(fields) => decoder.notice(fields, each),
+                Frame::Data(message) => decoder.decode(message, each)?,
+                Frame::Cut(head) => decoder.cut(head, each)?,
+            }
+            if let Some((schema, name)) = unplaced {
+                self.place(&schema, &name).await?;
             }
         }
+        self.places.gone.clear();
         Ok(())
     }
 
-    fn count(&self, change: &Change<'_>) {
-        let count = |relation: &Relation, op| {
-            for entity in self.planner.entities_of(relation) {
-                self.metrics.events(entity, op, 1);
-            }
-        };
-        match change {
-            Change::Insert { relation, .. } => count(relation, Op::Insert),
-            Change::Update { relation, .. } => count(relation, Op::Update),
-            Change::Delete { relation, .. } => count(relation, Op::Delete),
-            Change::Truncate { relations } => relations.iter().for_each(|r| count(r, Op::Truncate)),
+    /// A table that the stream has not named before: it may be a new partition of an entity's table.
+    async fn place(&mut self, schema: &str, name: &str) -> Result<(), SessionError> {
+        let of = self.places.look_up(schema, name).await?;
+        let concerns_us = self.planner.place(&of, &mut self.effects);
+        self.assembler.effects(&mut self.effects);
+        if let (Decoder::Wal2json(decoder), false, false) = (&mut self.decoder, concerns_us, of.is_empty()) {
+            decoder.set_elsewhere(schema, name);
         }
+        Ok(())
+    }
+}
+
+fn count(planner: &Planner, metrics: &ReplicationMetrics, change: &Change<'_>) {
+    let count = |relation: &Relation, op| {
+        for entity in planner.entities_of(relation) {
+            metrics.events(entity, op, 1);
+        }
+    };
+    match change {
+        Change::Insert { relation, .. } => count(relation, Op::Insert),
+        Change::Update { relation, .. } => count(relation, Op::Update),
+        Change::Delete { relation, .. } => count(relation, Op::Delete),
+        Change::Truncate { relations } => relations.iter().for_each(|r| count(r, Op::Truncate)),
+        // Which of the two it was is not told.
+        Change::Untold { .. } => {}
+    }
+}
+
+/// Asks the catalog which tables are partitions of which, for streams that do not say.
+pub struct Places {
+    source: Arc<Client>,
+    /// How long the source may take to answer.
+    patience: Duration,
+    /// Tables that were not there any more when this chunk was decoded.
+    gone: HashSet<(String, String)>,
+}
+
+impl Places {
+    /// Over a connection to the source, which counts as dead when it is silent for longer than `patience`.
+    pub fn new(source: Arc<Client>, patience: Duration) -> Self {
+        Places { source, patience, gone: HashSet::new() }
+    }
+
+    /// The names of the table and of those that it is a partition of; none, if there is no such table.
+    async fn look_up(&mut self, schema: &str, name: &str) -> Result<Vec<(String, String)>, SourceError> {
+        const WHAT: &str = "look up a table of the stream";
+        let table = (schema.to_owned(), name.to_owned());
+        if self.gone.contains(&table) {
+            return Ok(Vec::new());
+        }
+        let params: [&(dyn ToSql + Sync); 2] = [&schema, &name];
+        let rows = self.source.query(include_str!("../../sql/table_place.sql"), &params);
+        let rows = tokio::time::timeout(self.patience, rows).await;
+        let rows = rows.map_err(|_| SourceError::Timeout { what: WHAT, after: self.patience })?;
+        let rows = rows.map_err(|e| SourceError::postgres(WHAT, e))?;
+        if rows.is_empty() {
+            self.gone.insert(table);
+        }
+        Ok(rows.iter().map(|row| (row.get("schema"), row.get("name"))).collect())
     }
 }

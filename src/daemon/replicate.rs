@@ -43,8 +43,13 @@ pub(super) async fn replicate(context: Arc<Context>, stop: CancellationToken) ->
             }
         }
         if let Err(ended) = ended {
+            let lacks_publication = ended.is_publication_missing();
+            if lacks_publication {
+                session.lacked_publication(context.hierarchy.watermark.load());
+            }
             match ended.verdict() {
-                Verdict::Operator { .. } if !streamed_before && !session.streamed() => {
+                // What the catalog lacked at the start would have been found then: it was there, and is again, or is not now.
+                Verdict::Operator { .. } if !streamed_before && !session.streamed() && !lacks_publication => {
                     return Err(DaemonError::Session(ended));
                 }
                 Verdict::Operator { remedy, .. } => {

@@ -1,5 +1,6 @@
 //! One session of the stream: connect, take the slot, claim L2, stream until something ends it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,19 +12,22 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::commanded::Commands;
 use super::commands::Command;
 use super::error::SessionError;
-use super::pipeline::Pipeline;
-use super::{Context, STATEMENT_TIMEOUT, housekeeping, slot};
+use super::pipeline::{Pipeline, Places};
+use super::{Context, STATEMENT_TIMEOUT, bytes, follow, housekeeping, slot};
 use crate::apply::batch::{Assembler, Batch, Limits};
 use crate::apply::claim::Position;
+use crate::apply::reshape::look_without_leading;
 use crate::apply::{Applier, LookUpShape, Start};
-use crate::capture::connect::{Connection, Socket};
+use crate::capture::connect::{Connection, Started};
 use crate::capture::stream::{Progress, stream};
-use crate::capture::{self, CaptureError};
-use crate::catalog::{self, ResolveError};
-use crate::config::Config;
-use crate::entity::{Entity, Shape};
+use crate::capture::{self, CaptureError, Output};
+use crate::catalog::{self, Signatures};
+use crate::config::{Config, Plugin};
+use crate::decode::{Decoder, pgoutput, wal2json};
+use crate::entity::{Entity, Resolved};
 use crate::failpoint::{self, Point};
 use crate::gate::Gate;
 use crate::lsn::Lsn;
@@ -45,12 +49,21 @@ pub(super) struct Session {
     /// The source of the last session that streamed.
     source_id: Option<String>,
     streaming_since: Option<Instant>,
+    /// Where the slot stood when it was looked at last.
+    confirmed: Lsn,
+    /// Where the stream ended, if it did because a publication was missing then.
+    stuck_at: Option<Lsn>,
 }
 
 impl Session {
     /// Whether any session has streamed.
     pub(super) fn streamed(&self) -> bool {
         self.source_id.is_some()
+    }
+
+    /// The stream has ended because a publication did not exist when a change was made.
+    pub(super) fn lacked_publication(&mut self, applied: Lsn) {
+        self.stuck_at = Some(applied.max(self.confirmed));
     }
 
     /// How long the last session has streamed, if it has; asked once.
@@ -63,15 +76,25 @@ impl Session {
 pub(super) struct Catalog(pub(super) Config);
 
 impl LookUpShape for Catalog {
-    async fn look_up(&self, source: &Client, entity: &Entity) -> Result<Result<Shape, String>, SourceError> {
-        match catalog::resolve(source, &self.0, &self.0.entities[entity.id]).await {
-            Ok(shape) => Ok(Ok(shape)),
-            Err(ResolveError::Unservable(findings)) => {
-                Ok(Err(findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))
-            }
-            Err(ResolveError::Source(e)) => Err(e),
-        }
+    async fn look_up(&self, source: &Client, entity: &Entity) -> Result<Resolved, SourceError> {
+        let (resolved, _) = catalog::resolve(source, &self.0, &self.0.entities[entity.id]).await?;
+        Ok(resolved)
     }
+
+    async fn changed(&self, source: &Client, entities: &[Arc<Entity>]) -> Result<Vec<usize>, SourceError> {
+        let signatures = Signatures::prepare(source, &self.0).await?.read(source).await?;
+        Ok(differing(entities, &signatures))
+    }
+}
+
+/// The entities whose signature is not that of the last look.
+pub(super) fn differing(entities: &[Arc<Entity>], signatures: &[u64]) -> Vec<usize> {
+    entities
+        .iter()
+        .zip(signatures)
+        .filter(|(entity, now)| entity.seen() != **now)
+        .map(|(entity, _)| entity.id)
+        .collect()
 }
 
 /// Runs one session.
@@ -89,7 +112,8 @@ pub(super) async fn run(
         connected = connect(session, context) => connected?,
         () = stop.cancelled() => return Ok(()),
     };
-    let Connected { source, gate, capture, source_id, broken, from, socket } = connected;
+    let Connected { source, gate, capture, source_id, broken, from, stream: Started { socket, numbers_as_text } } =
+        connected;
     context.metrics.replication.connected(true);
     context.status.set_connected(true);
 
@@ -119,7 +143,11 @@ pub(super) async fn run(
     let position = Position { source: &source_id, applied: from, broken, missed: None };
     let start = Start {
         hierarchy: context.hierarchy.clone(),
-        config: crate::apply::Config { script_keys: config.apply.script_keys, in_flight: config.apply.in_flight },
+        config: crate::apply::Config {
+            script_keys: config.apply.script_keys,
+            in_flight: config.apply.in_flight,
+            max_value: bytes(config.apply.max_value),
+        },
         gate,
         source: source.clone(),
         position,
@@ -157,10 +185,15 @@ pub(super) async fn run(
 
     let mut stages: JoinSet<Result<(), SessionError>> = JoinSet::new();
     stages.spawn({
-        let (context, end) = (context.clone(), end.clone());
+        let (context, end, source) = (context.clone(), end.clone(), source.clone());
         async move {
-            let planner = Planner::new(context.hierarchy.entities.clone());
-            let pipeline = Pipeline::new(planner, Assembler::new(limits(&context)), &context.metrics.replication);
+            let entities = &context.hierarchy.entities;
+            let planner = Planner::new(entities.clone()).max_value(bytes(context.config.apply.max_value));
+            let decoder = decoder(context.config.source.plugin, entities, numbers_as_text);
+            let places = Places::new(source, context.config.source.dead_after);
+            let commands = Commands::new(entities.clone(), context.warmer.clone(), context.commanded.clone());
+            let assembler = Assembler::new(limits(&context));
+            let pipeline = Pipeline::new(decoder, planner, assembler, (places, commands), &context.metrics.replication);
             let ended = pipeline.run(chunks, batch_sender, end.clone()).await;
             end.cancel();
             ended
@@ -237,40 +270,70 @@ struct Connected {
     broken: Option<&'static str>,
     /// Where the stream continues.
     from: Lsn,
-    socket: Socket,
+    stream: Started,
 }
 
-async fn connect(session: &Session, context: &Context) -> Result<Connected, SessionError> {
+async fn connect(session: &mut Session, context: &Context) -> Result<Connected, SessionError> {
     let config = &context.config;
     let source = Arc::new(source::connect(&config.source, Some(STATEMENT_TIMEOUT)).await?);
     // The server's own limit on statements does not help where the way to it is silent.
     let limit = config.source.dead_after;
+    // Whether or not it comes to lead.
+    let catalog = Catalog(config.clone());
+    let look = look_without_leading(&catalog, &source, &context.hierarchy, &context.metrics);
+    within("look at tables", limit, look).await??;
     let gate = source::connect(&config.source, Some(STATEMENT_TIMEOUT)).await?;
-    let mut gate = within("prepare the gate", limit, Gate::new(gate, limit)).await??;
     let capture = capture_config(context)?;
     let mut connection = Connection::open(&capture).await?;
     let system = connection.identify().await?;
-    let slot = slot::ensure(&source, &config.source).await?;
-    if slot.broken.is_some() {
-        gate.outlast().await?;
+    let stream = connection.which_server().await?;
+    for client in [&*source, &gate] {
+        follow::compare(stream.as_ref(), source::which_server(client, limit).await?.as_ref())?;
     }
+    let mut gate = within("prepare the gate", limit, Gate::new(gate, limit)).await??;
     let incarnation = within("read when statistics began", limit, slot::incarnation(&source)).await??;
     let (database, slot_name) = (&capture.database, &config.source.slot);
     let source_id = format!("{}/{}/{database}/{slot_name}/{incarnation}", system.identifier, system.timeline);
-    // Within one process more may have been applied than was confirmed; elsewhere LSNs cannot be compared.
     let elsewhere = session.source_id.as_ref().is_some_and(|before| *before != source_id);
+    if context.followed.is_other(&system) {
+        // Not only with the claim: to make a slot may take long.
+        follow::abandon(context, &source, &system).await?;
+        if let Some(before) = &mut session.source_id {
+            // Should this session fail and the next one come to the server of before: that is another one, too.
+            before.clone_from(&source_id);
+        }
+        // A position of another log.
+        session.stuck_at = None;
+    }
+    context.followed.follow(&system);
+    let mut slot = slot::ensure(&source, &config.source).await?;
+    if let Some(stuck_at) = session.stuck_at
+        && let Some(renewed) = slot::renew(&source, &config.source, &slot, stuck_at).await?
+    {
+        slot = renewed;
+    }
+    session.confirmed = slot.confirmed;
+    if slot.broken.is_some() {
+        gate.outlast().await?;
+    }
+    if let (Some(failover), false) = (slot.failover, slot.active)
+        && failover != config.source.failover_slot
+    {
+        follow::alter(&mut connection, config).await?;
+    }
+    // Within one process more may have been applied than was confirmed; elsewhere LSNs cannot be compared.
     let broken = slot
         .broken
         .or(elsewhere.then_some("the source is another system, timeline or slot than before, or has crashed"));
     let same = broken.is_none() && session.source_id.is_some();
     let from = |confirmed: Lsn| if same { confirmed.max(context.hierarchy.watermark.load()) } else { confirmed };
     failpoint::reached(Point::SlotRead);
-    let socket = connection.start(from(slot.confirmed)).await?;
+    let stream = connection.start(from(slot.confirmed)).await?;
     // Nobody else can confirm from now on. Until then whoever held the slot may have: also what it applied without L2, so
     // that L2 would seem to lack nothing. The server streams from there, whatever was asked for.
     let from = from(slot::confirmed(&source, &config.source).await?);
     info!(slot = config.source.slot, from = %from, system = system.identifier, timeline = system.timeline, "streaming");
-    Ok(Connected { source, gate, capture, source_id, broken, from, socket })
+    Ok(Connected { source, gate, capture, source_id, broken, from, stream })
 }
 
 async fn within<T>(what: &'static str, after: Duration, work: impl Future<Output = T>) -> Result<T, SessionError> {
@@ -290,6 +353,7 @@ async fn apply(
             biased;
             Some(command) = commands.recv() => match command {
                 Command::Reshape(entity) => applier.reshape(entity).await?,
+                Command::LookAround => applier.look_around().await?,
                 Command::Resync(entity, reply) => {
                     let done = applier.resync(entity).await;
                     // Whoever asked may have gone away.
@@ -316,11 +380,34 @@ fn flatten(stage: Result<Result<(), SessionError>, tokio::task::JoinError>) -> R
 
 fn limits(context: &Context) -> Limits {
     let apply = &context.config.apply;
-    let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     Limits {
         max_batch_events: apply.max_batch_events,
         max_batch_bytes: bytes(apply.max_batch_bytes),
         max_transaction_bytes: bytes(apply.max_transaction_bytes),
+    }
+}
+
+fn decoder(plugin: Plugin, entities: &[Arc<Entity>], numbers_as_text: bool) -> Decoder {
+    match plugin {
+        Plugin::Pgoutput => Decoder::Pgoutput(pgoutput::Decoder::new()),
+        Plugin::Wal2json => Decoder::Wal2json(Box::new(wal2json::Decoder::new(entities.to_vec(), numbers_as_text))),
+    }
+}
+
+/// What the plugin is asked for.
+fn output(context: &Context) -> Output {
+    let source = &context.config.source;
+    match source.plugin {
+        Plugin::Pgoutput => Output::Pgoutput { publications: source.publication.names().to_vec() },
+        Plugin::Wal2json => {
+            let shapes: Vec<_> = context.hierarchy.entities.iter().map(|entity| entity.shape()).collect();
+            // By name, a partition that is new would be missed; and a list of tables is not followed by anything.
+            let tables = (!shapes.iter().any(|shape| shape.partitioned)).then(|| {
+                let names = context.hierarchy.entities.iter().map(|e| (e.schema.clone(), e.table.clone()));
+                names.collect::<BTreeSet<_>>().into_iter().collect()
+            });
+            Output::Wal2json { tables }
+        }
     }
 }
 
@@ -343,9 +430,10 @@ fn capture_config(context: &Context) -> Result<capture::Config, SessionError> {
         database: url.dbname().to_owned(),
         tls: TlsConfig { mode, ca_pem_path: url.ssl_root_cert.clone(), ..TlsConfig::default() },
         slot: source.slot.clone(),
-        publication: source.publication.clone(),
+        output: output(context),
         connect_timeout: source.connect_timeout,
         status_interval: source.status_interval,
         dead_after: source.dead_after,
+        max_message: bytes(source.max_message),
     })
 }

@@ -4,6 +4,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 use tracing::{info, warn};
 
+use crate::catalog;
 use crate::config::SourceConfig;
 use crate::lsn::Lsn;
 use crate::source::SourceError;
@@ -14,6 +15,10 @@ pub struct Slot {
     pub confirmed: Lsn,
     /// Why that is not where the last session ended, if it is not: changes may have been missed in between.
     pub broken: Option<&'static str>,
+    /// Whether standbys keep it in step; `None` before Postgres 17.
+    pub failover: Option<bool>,
+    /// Whether somebody streams from it.
+    pub active: bool,
 }
 
 /// Reads the slot; makes it where there is none, and makes it anew where the server has removed log that it needed.
@@ -25,8 +30,7 @@ pub async fn ensure(source: &Client, config: &SourceConfig) -> Result<Slot, Sour
     let row = read(source, config).await?;
     let Some(row) = row else {
         info!(slot = config.slot, "creating the replication slot; this waits for transactions that run now");
-        let confirmed = create(source, config).await?;
-        return Ok(Slot { confirmed, broken: Some("the replication slot is new") });
+        return create(source, config, "the replication slot is new").await;
     };
     // It was checked at the start, but somebody may have put another in its place. Not ours to read, and not to drop.
     if let Some(what) = row.get("foreign_to_us") {
@@ -34,13 +38,46 @@ pub async fn ensure(source: &Client, config: &SourceConfig) -> Result<Slot, Sour
     }
     let lost: bool = row.get("lost");
     if lost {
-        warn!(slot = config.slot, "the server has removed log that the slot needed; dropping it for a new one");
-        let drop = source.execute("SELECT pg_drop_replication_slot($1)", &[&config.slot]).await;
-        drop.map_err(|e| SourceError::postgres("drop the lost slot", e))?;
-        let confirmed = create(source, config).await?;
-        return Ok(Slot { confirmed, broken: Some("the replication slot was lost, and changes with it") });
+        // From Postgres 17 on; before, there is but one: the log that it needed is gone.
+        let reason: Option<&str> = row.get("invalidated");
+        warn!(slot = config.slot, reason, "the server has invalidated the slot; dropping it for a new one");
+        drop_slot(source, config, "drop the lost slot").await?;
+        return create(source, config, "the replication slot was lost, and changes with it").await;
     }
-    Ok(Slot { confirmed: lsn(row.get("confirmed"))?, broken: None })
+    let (failover, active) = (row.get("failover"), row.get("active"));
+    Ok(Slot { confirmed: lsn(row.get("confirmed"))?, broken: None, failover, active })
+}
+
+/// Makes the slot anew if its stream cannot go on: `stuck_at` is where it ended because a publication was missing. The
+/// server decodes changes with the catalog of their time, so a slot never gets past a time without its publication, though
+/// the publication is there again. `None` while it is not, or where the slot has got further since.
+///
+/// # Errors
+/// If the source refuses, as it does while somebody else holds the slot.
+pub async fn renew(
+    source: &Client,
+    config: &SourceConfig,
+    slot: &Slot,
+    stuck_at: Lsn,
+) -> Result<Option<Slot>, SourceError> {
+    let names = config.publication.names();
+    let present = source.query_one(include_str!("../../sql/publications_present.sql"), &[&names]).await;
+    let present: i64 = present.map_err(|e| SourceError::postgres("look for the publications", e))?.get(0);
+    if slot.broken.is_some() || slot.confirmed > stuck_at || present < names.len() as i64 {
+        return Ok(None);
+    }
+    warn!(
+        slot = config.slot,
+        publication = %config.publication,
+        "the slot cannot get past a time without its publication; dropping it for a new one"
+    );
+    drop_slot(source, config, "drop the stuck slot").await?;
+    create(source, config, "the publication was gone for a time, and changes with it").await.map(Some)
+}
+
+async fn drop_slot(source: &Client, config: &SourceConfig, what: &'static str) -> Result<(), SourceError> {
+    let dropped = source.execute("SELECT pg_drop_replication_slot($1)", &[&config.slot]).await;
+    dropped.map(drop).map_err(|e| SourceError::postgres(what, e))
 }
 
 /// What was confirmed, once the slot is held. Before, its holder may confirm more, and be gone.
@@ -75,16 +112,23 @@ pub async fn incarnation(source: &Client) -> Result<i64, SourceError> {
     Ok(row.map_err(|e| SourceError::postgres("read when statistics began", e))?.get(0))
 }
 
-async fn create(source: &Client, config: &SourceConfig) -> Result<Lsn, SourceError> {
+async fn create(source: &Client, config: &SourceConfig, why: &'static str) -> Result<Slot, SourceError> {
     // It waits for every transaction that runs, which may take longer than any other statement of ours.
+    let version = source.query_one(include_str!("../../sql/server_version.sql"), &[]).await;
+    let version: i32 = version.map_err(|e| SourceError::postgres("read the server's version", e))?.get(0);
+    let failover = (version >= catalog::FAILOVER_SLOTS).then_some(config.failover_slot);
+    let sql = match failover {
+        Some(true) => include_str!("../../sql/create_failover_slot.sql"),
+        _ => include_str!("../../sql/create_slot.sql"),
+    };
     let limit = async |sql| source.batch_execute(sql).await.map_err(|e| SourceError::postgres("create the slot", e));
     limit("SET statement_timeout = 0").await?;
     let created = source
-        .query_one(include_str!("../../sql/create_slot.sql"), &[&config.slot, &config.plugin.as_str()])
+        .query_one(sql, &[&config.slot, &config.plugin.as_str()])
         .await
         .map_err(|e| SourceError::postgres("create the slot", e))?;
     limit("RESET statement_timeout").await?;
-    lsn(created.get(0))
+    Ok(Slot { confirmed: lsn(created.get(0))?, broken: Some(why), failover, active: false })
 }
 
 fn lsn(text: Option<&str>) -> Result<Lsn, SourceError> {

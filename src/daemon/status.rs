@@ -9,10 +9,11 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::watch;
 use crate::apply::outage::Outage;
 use crate::cache::Hierarchy;
 use crate::capture::stream::Progress;
-use crate::config::Config;
+use crate::config::{Config, Publications};
 use crate::entity::PastBound;
 use crate::lsn::Lsn;
 use crate::metrics::ReplicationMetrics;
@@ -23,7 +24,7 @@ pub(super) struct Status {
     prometheus: PrometheusHandle,
     started: Instant,
     slot: String,
-    publication: String,
+    publication: Publications,
     /// When replication is so far behind, hits are not given any more; never, if the configuration says so.
     max_staleness: Option<Duration>,
     hierarchy: OnceLock<Arc<Hierarchy>>,
@@ -32,6 +33,8 @@ pub(super) struct Status {
     connected: AtomicBool,
     source_lsn: AtomicU64,
     stream: Mutex<Option<(Arc<Progress>, String)>>,
+    /// What the server says of the slot; `None` while it cannot be asked.
+    slot_health: Mutex<Option<watch::Health>>,
     problem: Mutex<Option<String>>,
     stop: CancellationToken,
 }
@@ -52,6 +55,7 @@ impl Status {
             connected: AtomicBool::new(false),
             source_lsn: AtomicU64::new(0),
             stream: Mutex::new(None),
+            slot_health: Mutex::new(None),
             problem: Mutex::new(None),
             stop,
         }
@@ -75,6 +79,10 @@ impl Status {
 
     pub(super) fn set_progress(&self, progress: Arc<Progress>, source_id: &str) {
         *self.stream.lock() = Some((progress, source_id.to_owned()));
+    }
+
+    pub(super) fn set_slot(&self, health: Option<watch::Health>) {
+        *self.slot_health.lock() = health;
     }
 
     /// What ended the last session, while there is no new one.
@@ -117,6 +125,16 @@ impl Health for Status {
                 "table": format!("{}.{}", e.schema, e.table),
                 "on_change": e.on_change,
                 "generation": e.generation().0,
+                "state": e.standing().name(),
+                "cause": e.standing().cause(),
+            })
+        });
+        let slot_health = self.slot_health.lock().as_ref().map(|health| {
+            json!({
+                "status": health.status.name(),
+                "retained_bytes": health.retained,
+                "safe_bytes": health.safe,
+                "invalidation_reason": health.invalidated,
             })
         });
         json!({
@@ -129,6 +147,7 @@ impl Health for Status {
             "replication": {
                 "connected": self.connected.load(Ordering::Acquire),
                 "slot": self.slot,
+                "slot_health": slot_health,
                 "publication": self.publication,
                 "source": stream.as_ref().map(|(_, id)| id),
                 "source_lsn": source_lsn,

@@ -52,6 +52,29 @@ impl Decoder {
         })
     }
 
+    /// Decodes what is known of a message by its beginning: the rest was not received, because it is too large.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if it is none of those that may be large: of a row, or a logical message.
+    pub fn cut<'a>(&mut self, head: &'a [u8]) -> Result<Event<'a>, DecodeError> {
+        let mut reader = Reader::new(head);
+        let mut cut = || match reader.u8()? {
+            b'I' | b'U' | b'D' => self.changed(&mut reader).map(Event::LargeChange),
+            b'M' => {
+                let _flags = reader.u8()?;
+                let _lsn = reader.u64()?;
+                // A prefix that is cut off itself is nobody's whom we know.
+                Ok(reader.name().map_or(Event::Nothing, Event::LargeMessage))
+            }
+            tag => Err((Problem::UnknownTag(tag), 0)),
+        };
+        cut().map_err(|(problem, offset)| DecodeError {
+            message: head.first().map_or("an empty", |&tag| name(tag)),
+            offset,
+            problem,
+        })
+    }
+
     fn message<'a>(&mut self, reader: &mut Reader<'a>) -> Result<Event<'a>, Located> {
         match reader.u8()? {
             b'I' => self.insert(reader),

@@ -1,7 +1,7 @@
 //! A value's text output to the JSON that `row_to_json` gives for it.
 //!
 //! The text is what Postgres writes in a session with TimeZone=UTC, DateStyle ISO, IntervalStyle postgres,
-//! extra_float_digits 1 and bytea_output hex, in UTF-8. The JSON is then the same, byte for byte, as that of
+//! extra_float_digits 1, bytea_output hex and lc_monetary C, in UTF-8. The JSON is then the same, byte for byte, as that of
 //! `row_to_json` in such a session. Text that is not a value of its type is refused, so that whoever renders can
 //! refetch the row: no answer is better than a wrong one.
 
@@ -9,6 +9,7 @@ use crate::sqltype::SqlType;
 
 mod array;
 mod json;
+mod record;
 mod temporal;
 #[cfg(test)]
 mod tests;
@@ -65,6 +66,7 @@ fn value(out: &mut Vec<u8>, sql_type: &SqlType, text: &[u8]) -> Result<(), Rende
         SqlType::Text => escape(out, std::str::from_utf8(text).map_err(|_| RenderError::Malformed("text"))?),
         SqlType::Array(element, delimiter) => array::braced(out, element, *delimiter, text)?,
         SqlType::Vector(element) => array::vector(out, element, text)?,
+        SqlType::Composite(attributes) => record::object(out, attributes, text)?,
         SqlType::Opaque => return Err(RenderError::Opaque),
     }
     Ok(())

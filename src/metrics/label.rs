@@ -42,8 +42,42 @@ label! {
         Toast = "toast",
         /// The new image has a type that cannot be rendered from the stream.
         Opaque = "opaque",
+        /// The application said so, by a message in the log.
+        Command = "command",
+        /// The value was larger than what is cached.
+        Large = "large",
         /// A new generation began, for any other reason.
         Generation = "generation",
+    }
+}
+
+label! {
+    /// What the server keeps of the log for the slot: `wal_status` of `pg_replication_slots`, or that there is no slot.
+    SlotStatus {
+        /// No more than `max_wal_size`.
+        Reserved = "reserved",
+        /// More than `max_wal_size`; it is kept.
+        Extended = "extended",
+        /// More than `max_slot_wal_keep_size`: the next checkpoint removes it.
+        Unreserved = "unreserved",
+        /// The slot was invalidated: what it needed is removed, or it was idle for too long.
+        Lost = "lost",
+        /// There is no such slot.
+        Missing = "missing",
+    }
+}
+
+impl SlotStatus {
+    /// From the column `wal_status`.
+    pub fn of_wal_status(text: Option<&str>) -> Self {
+        let found = Self::ALL.iter().find(|(_, name)| Some(*name) == text);
+        // Null for a slot that reserves nothing, which a logical one does from the start.
+        found.map_or(SlotStatus::Reserved, |(status, _)| *status)
+    }
+
+    /// Its name, as the label has it.
+    pub fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
     }
 }
 
@@ -92,12 +126,52 @@ label! {
         Voided = "voided",
         /// It was answered without being cached.
         Uncached = "uncached",
+        /// It was answered without being cached, because it is too large.
+        Large = "large",
         /// The row is absent; its absence was published.
         Absent = "absent",
         /// The source did not answer.
         Error = "error",
         /// The read was turned away, or its turn did not come in time: too many wait.
         Refused = "refused",
+    }
+}
+
+label! {
+    /// A command of the application's, in a message in the log.
+    Command {
+        /// Entries were to be dropped.
+        Invalidate = "invalidate",
+        /// Entries were to be filled.
+        Warm = "warm",
+        /// Entries were to be tagged.
+        Tag = "tag",
+        /// None that is known, or it could not be told which.
+        Unknown = "unknown",
+    }
+}
+
+label! {
+    /// What became of a command, or of one key that it names.
+    Commanded {
+        /// It was carried out.
+        Done = "done",
+        /// It is not of the form that it should have.
+        Malformed = "malformed",
+        /// It names no entity of the configuration.
+        UnknownEntity = "unknown_entity",
+        /// What it names can be no key of the entity.
+        BadKey = "bad_key",
+        /// No entry bears a tag.
+        NoTags = "no_tags",
+        /// It came in a message that belongs to no transaction.
+        NotTransactional = "not_transactional",
+        /// It came in a message that is too large.
+        TooLarge = "too_large",
+        /// Too many keys wait to be filled.
+        Dropped = "dropped",
+        /// The source did not answer, or others needed it more.
+        Failed = "failed",
     }
 }
 

@@ -19,7 +19,10 @@ fn shape() -> Shape {
             cast: "pg_catalog.int4".into(),
         }],
         whole_row: true,
+        partitioned: false,
         version: 0,
+        published: Default::default(),
+        tables: Vec::new(),
     }
 }
 
@@ -57,7 +60,7 @@ fn row(id: &'static str, name: Datum<'static>) -> Tuple<'static> {
 
 const NAME: Datum<'static> = Datum::Text(b"n");
 
-/// Effects in words: `p:product:1 = {...}`, `p:product:1 - Toast`, `raise`, `reshape`.
+/// Effects in words: `p:product:1 = {...}`, `p:product:1 ~ {...}` (with gaps), `p:product:1 - Toast`, `raise`, `reshape`.
 fn planned(entity: &Arc<Entity>, relation: &Arc<Relation>, change: &Change<'_>) -> Vec<String> {
     let mut planner = Planner::new(vec![entity.clone()]);
     let mut effects = Vec::new();
@@ -68,9 +71,16 @@ fn planned(entity: &Arc<Entity>, relation: &Arc<Relation>, change: &Change<'_>) 
             let value = &text[entry::HEAD..text.len() - 1];
             format!("{} = {}", String::from_utf8(key).unwrap(), String::from_utf8(value.into()).unwrap())
         }
+        Effect::Merge { key, text, .. } => {
+            let value = &text[entry::HEAD..text.len() - 1];
+            format!("{} ~ {}", String::from_utf8(key).unwrap(), String::from_utf8(value.into()).unwrap())
+        }
         Effect::Delete { key, cause, .. } => format!("{} - {cause:?}", String::from_utf8(key).unwrap()),
         Effect::Raise { .. } => "raise".into(),
+        Effect::Discard { cause, .. } => format!("discard - {cause:?}"),
         Effect::Reshape { .. } => "reshape".into(),
+        Effect::Moved { .. } => "moved".into(),
+        Effect::LookAround => "look around".into(),
     });
     words.collect()
 }
@@ -110,7 +120,16 @@ fn each_kind_of_change_refreshes_or_invalidates() {
 fn an_unchanged_toast_value_is_never_null() {
     let update = |old| Change::Update { relation: ours(), old, new: row("1", Datum::Unchanged) };
     let refresh = entity(OnChange::Refresh);
-    assert_eq!(planned(&refresh, &ours(), &update(OldTuple::None)), ["p:product:1 - Toast"]);
+    let gap = ["p:product:1 ~ {\"id\":1,\"na\\\"me\":}"];
+    assert_eq!(planned(&refresh, &ours(), &update(OldTuple::None)), gap);
+    assert_eq!(planned(&refresh, &ours(), &update(OldTuple::Key(row("1", Datum::Null)))), gap);
+    // What stands at the key is not of this row: of the one that was there before, or of none.
+    let moved = planned(&refresh, &ours(), &update(OldTuple::Key(row("2", Datum::Null))));
+    assert_eq!(moved, ["p:product:2 = null", "p:product:1 - Toast"]);
+    let entered = Change::Insert { relation: ours(), new: row("1", Datum::Unchanged) };
+    assert_eq!(planned(&refresh, &ours(), &entered), ["p:product:1 - Toast"]);
+    let dropped = planned(&entity(OnChange::Invalidate), &ours(), &update(OldTuple::None));
+    assert_eq!(dropped, ["p:product:1 - Update"]);
     let full = update(OldTuple::Full(row("1", Datum::Text(b"old"))));
     assert_eq!(planned(&refresh, &ours(), &full), ["p:product:1 = {\"id\":1,\"na\\\"me\":\"old\"}"]);
 }
@@ -121,8 +140,8 @@ fn a_key_that_is_out_of_line_is_taken_from_the_old_tuple() {
     let old = OldTuple::Key(row("5", Datum::Null));
     let change = Change::Update { relation: ours(), old, new: new.clone() };
     let refresh = entity(OnChange::Refresh);
-    // The value is out of line as well, so it cannot be rendered; but its entry is dropped under the right key.
-    assert_eq!(planned(&refresh, &ours(), &change), ["p:product:5 - Toast"]);
+    // The value is out of line as well, so it is not told; but it is that of the entry under the right key.
+    assert_eq!(planned(&refresh, &ours(), &change), ["p:product:5 ~ {\"id\":,\"na\\\"me\":\"n\"}"]);
     let untold = Change::Update { relation: ours(), old: OldTuple::None, new };
     assert_eq!(planned(&refresh, &ours(), &untold), ["raise"], "a key that is not told may be any");
 }
@@ -169,10 +188,124 @@ fn a_raised_generation_is_planned_with_the_new_shape() {
 }
 
 #[test]
+fn a_value_that_is_too_large_is_dropped() {
+    // {"id":1,"na\"me":"n"}
+    const LENGTH: usize = 21;
+    for (max_value, wanted) in [(LENGTH, "put"), (LENGTH - 1, "large"), (1, "large"), (usize::MAX, "put")] {
+        let mut planner = Planner::new(vec![entity(OnChange::Refresh)]).max_value(max_value);
+        let mut effects = Vec::new();
+        planner.announce(&ours(), &mut effects);
+        planner.plan(&Change::Insert { relation: ours(), new: row("1", NAME) }, &mut effects);
+        let found = match &effects[..] {
+            [Effect::Put { text, .. }] => {
+                assert_eq!(text.len(), entry::HEAD + LENGTH + 1);
+                "put"
+            }
+            [Effect::Delete { key, cause: Cause::Large, .. }] if key == b"p:product:1" => "large",
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(found, wanted, "{max_value}");
+    }
+}
+
+#[test]
+fn a_row_of_which_nothing_is_known_may_be_any() {
+    let mut planner = Planner::new(vec![entity(OnChange::Refresh)]);
+    let mut effects = Vec::new();
+    planner.announce(&ours(), &mut effects);
+    planner.plan_unknown(&ours(), &mut effects);
+    assert_eq!(effects, [Effect::Discard { entity: 0, cause: Cause::Large }]);
+}
+
+#[test]
 fn tables_of_no_entity_have_no_effect() {
     let mut other = (*ours()).clone();
-    other.name = "orders".into();
+    (other.oid, other.name) = (8, "orders".into());
     let other = Arc::new(other);
     let change = Change::Insert { relation: other.clone(), new: row("1", NAME) };
     assert!(planned(&entity(OnChange::Refresh), &other, &change).is_empty());
+}
+
+/// A table of that name whose columns are not the catalog's: its rows drop entries, and it is told from others alike.
+#[test]
+fn strangers_drop_what_they_touch() {
+    let entity = entity(OnChange::Refresh);
+    let stranger = |columns| {
+        let mut relation = (*relation(columns)).clone();
+        relation.columns.iter_mut().for_each(|column| column.in_identity = false);
+        Arc::new(Relation { oid: 0, identity: ReplicaIdentity::Index, ..relation })
+    };
+    let ours = stranger(&[("id", INT4), ("na\"me", TEXT)]);
+    let insert = Change::Insert { relation: ours.clone(), new: row("1", NAME) };
+    assert_eq!(planned(&entity, &ours, &insert), ["reshape", "p:product:1 - Shape"]);
+    let delete = Change::Delete { relation: ours.clone(), old: OldTuple::Key(row("1", Datum::Null)) };
+    assert_eq!(planned(&entity, &ours, &delete), ["reshape", "p:product:1 - Shape"]);
+    let update = Change::Update { relation: ours.clone(), old: OldTuple::None, new: row("1", NAME) };
+    assert_eq!(planned(&entity, &ours, &update), ["reshape", "raise", "p:product:1 - Shape"]);
+
+    // Another one with the same number, without the key.
+    let other = stranger(&[("na\"me", TEXT)]);
+    let insert = Change::Insert { relation: other, new: vec![NAME] };
+    assert_eq!(planned(&entity, &ours, &insert), ["reshape", "raise"]);
+}
+
+#[test]
+fn what_is_not_told_is_not_made_up() {
+    let entity = entity(OnChange::Refresh);
+    let insert = |name| Change::Insert { relation: ours(), new: row("1", name) };
+    assert_eq!(planned(&entity, &ours(), &insert(Datum::Untold)), ["p:product:1 - Opaque"]);
+    // Not even by the old row's value, as if it were unchanged.
+    let new = vec![Datum::Untold, NAME];
+    let update = Change::Update { relation: ours(), old: OldTuple::Key(row("1", Datum::Null)), new };
+    assert_eq!(planned(&entity, &ours(), &update), ["p:product:1 = null", "raise"]);
+    assert_eq!(planned(&entity, &ours(), &Change::Untold { relation: ours() }), ["raise"]);
+}
+
+#[test]
+fn a_table_is_placed_by_what_it_is_a_partition_of() {
+    let whole = entity(OnChange::Refresh);
+    let mut split = shape();
+    split.partitioned = true;
+    let table = ("public".into(), "split".into());
+    let ttl = Duration::from_secs(60);
+    let split = Arc::new(Entity::new(1, "split".into(), table, OnChange::Refresh, ttl, false, "p:", split));
+    let planner = Planner::new(vec![whole, split]);
+    let placed = |of: &[(&str, &str)]| {
+        let of: Vec<_> = of.iter().map(|(schema, name)| ((*schema).to_owned(), (*name).to_owned())).collect();
+        let mut effects = Vec::new();
+        let concerns_us = planner.place(&of, &mut effects);
+        assert_eq!(concerns_us, !effects.is_empty());
+        effects
+    };
+    assert_eq!(placed(&[("public", "split_1"), ("public", "split")]), [Effect::Reshape { entity: 1 }]);
+    assert_eq!(placed(&[("public", "elsewhere"), ("other", "split")]), []);
+    assert_eq!(placed(&[]), [Effect::Raise { entity: 1 }], "it is gone: it may have been a partition");
+}
+
+#[test]
+fn the_entitys_table_under_another_name_makes_what_is_cached_unservable() {
+    for (schema, name) in [("public", "products_old"), ("archive", "products")] {
+        let mut renamed = (*ours()).clone();
+        (renamed.schema, renamed.name) = (schema.into(), name.into());
+        let renamed = Arc::new(renamed);
+        let change = Change::Insert { relation: renamed.clone(), new: row("1", NAME) };
+        assert_eq!(planned(&entity(OnChange::Refresh), &renamed, &change), ["moved"]);
+    }
+}
+
+#[test]
+fn another_table_of_the_entitys_name_says_nothing_of_which_rows_there_are() {
+    let mut former = (*ours()).clone();
+    former.oid = 6;
+    let former = Arc::new(former);
+    let change = Change::Delete { relation: former.clone(), old: OldTuple::Key(row("1", Datum::Null)) };
+    assert_eq!(planned(&entity(OnChange::Refresh), &former, &change), ["reshape", "p:product:1 - Shape"]);
+}
+
+#[test]
+fn nothing_is_written_of_an_entity_that_is_not_cached() {
+    let entity = entity(OnChange::Refresh);
+    entity.set_standing(crate::entity::Standing::Uncached("for a reason".into()));
+    let change = Change::Insert { relation: ours(), new: row("1", NAME) };
+    assert_eq!(planned(&entity, &ours(), &change), ["p:product:1 - Shape"]);
 }

@@ -11,6 +11,12 @@ use super::SandboxError;
 /// Names the directory of Postgres' programs; set, it is the only place looked at.
 const POSTGRES_BINDIR: &str = "WALCACHE_PG_BINDIR";
 
+/// Names the program of Redis or Valkey; set, it is the only place looked at.
+const REDIS_SERVER: &str = "WALCACHE_REDIS_SERVER";
+
+/// What Redis' program is called, and Valkey's where a system has that instead.
+const REDIS_PROGRAMS: [&str; 2] = ["redis-server", "valkey-server"];
+
 /// Parents of versioned Postgres installations, with what follows the version: Debian and Ubuntu, Red Hat and Fedora
 /// (PGDG), Homebrew on Apple silicon and Intel.
 const POSTGRES_PLACES: [(&str, &str); 4] = [
@@ -39,20 +45,24 @@ pub(super) fn postgres_bindir() -> Result<PathBuf, SandboxError> {
         SandboxError::MissingBinary {
             program: "postgres (with initdb)",
             looked: listing(&candidates),
-            remedy: "the package `postgresql` (15 or later), or name its directory in WALCACHE_PG_BINDIR",
+            remedy: "the package `postgresql` (14 or later), or name its directory in WALCACHE_PG_BINDIR",
         }
     })
 }
 
-/// The path of `redis-server`.
+/// The path of `redis-server`, or of `valkey-server`.
 pub(super) fn redis_server() -> Result<PathBuf, SandboxError> {
-    let candidates = search_path();
-    candidates.iter().map(|dir| dir.join("redis-server")).find(|path| executable(path)).ok_or_else(|| {
-        SandboxError::MissingBinary {
-            program: "redis-server",
-            looked: listing(&candidates),
-            remedy: "the package `redis-server` (`redis` outside Debian)",
+    let candidates: Vec<PathBuf> = match env::var_os(REDIS_SERVER) {
+        Some(path) => vec![PathBuf::from(path)],
+        None => {
+            let dirs = search_path();
+            REDIS_PROGRAMS.iter().flat_map(|name| dirs.iter().map(move |dir| dir.join(name))).collect()
         }
+    };
+    candidates.iter().find(|path| executable(path)).cloned().ok_or_else(|| SandboxError::MissingBinary {
+        program: "redis-server",
+        looked: listing(&candidates),
+        remedy: "the package `redis-server` (`redis` or `valkey` outside Debian), or name the program in WALCACHE_REDIS_SERVER",
     })
 }
 

@@ -1,5 +1,7 @@
 //! A private Postgres.
 
+mod standby;
+
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -87,7 +89,7 @@ impl PostgresOptions {
             self.config
         );
         for (name, value) in &self.settings {
-            text.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
+            text.push_str(&quote_setting(name, value));
         }
         text
     }
@@ -128,12 +130,17 @@ impl Postgres {
         postgres.initdb().await?;
         let config = postgres.data_dir().join("postgresql.conf");
         append(&config, &options.file()).map_err(SandboxError::io("write", config))?;
+        postgres.launch_on_free_port().await?;
+        Ok(postgres)
+    }
+
+    async fn launch_on_free_port(&mut self) -> Result<(), SandboxError> {
         for attempt in 1.. {
-            postgres.port = free_port();
-            match postgres.launch().await {
+            self.port = free_port();
+            match self.launch().await {
                 Err(SandboxError::Exited { log, .. })
                     if attempt < PORT_TRIES && log.contains("could not create any TCP/IP sockets") => {}
-                other => return other.map(|()| postgres),
+                other => return other,
             }
         }
         unreachable!("the last attempt returns")
@@ -310,6 +317,11 @@ fn find_user(passwd: &str, name: &str) -> Option<User> {
     let line = passwd.lines().find(|line| line.split(':').next() == Some(name))?;
     let mut ids = line.split(':').skip(2).map_while(|id| id.parse().ok());
     Some(User { uid: ids.next()?, gid: ids.next()? })
+}
+
+/// A line of a configuration file.
+fn quote_setting(name: &str, value: &str) -> String {
+    format!("{name} = '{}'\n", value.replace('\'', "''"))
 }
 
 fn append(path: &Path, text: &str) -> std::io::Result<()> {

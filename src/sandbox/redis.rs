@@ -20,7 +20,7 @@ const POLL: Duration = Duration::from_millis(10);
 /// How many ports are tried when others take them first.
 const PORT_TRIES: usize = 10;
 
-/// What a private Redis is like; by default it persists nothing and has 256 databases.
+/// What a private Redis is like; by default it persists nothing and has 1024 databases.
 #[derive(Debug, Clone, Default)]
 pub struct RedisOptions {
     settings: Vec<(String, String)>,
@@ -180,7 +180,7 @@ impl Redis {
     async fn launch(&self) -> Result<(), SandboxError> {
         let mut command = Command::new(&self.binary);
         command.args(["--bind", "127.0.0.1", "--port", &self.port.to_string()]).arg("--dir").arg(self.data_dir());
-        command.args(["--save", "", "--appendonly", "no", "--databases", "256", "--daemonize", "no"]);
+        command.args(["--save", "", "--appendonly", "no", "--databases", "1024", "--daemonize", "no"]);
         for (name, value) in &self.options.settings {
             command.arg(format!("--{name}")).arg(value);
         }

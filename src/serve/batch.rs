@@ -53,6 +53,9 @@ async fn answer<R: Reads>(
     if resource != "batch" {
         return Err(Problem::method_not_allowed("GET, HEAD"));
     }
+    if let Some(why) = entity.unreadable() {
+        return Err(Problem::unreadable(entity, &why));
+    }
     expect_json(request)?;
     let body = collect(request, body, &api.limits).await?;
     let batch: Batch = serde_json::from_slice(&body)

@@ -60,6 +60,13 @@ impl Problem {
         Problem::new(StatusCode::NOT_FOUND, "absent", "No such row", detail)
     }
 
+    /// The entity's rows cannot be read as it is configured. It takes somebody to mend the table or the configuration.
+    pub fn unreadable(entity: &Entity, why: &str) -> Self {
+        let detail = format!("{} cannot be read: {why}", entity.name);
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "entity-unavailable", "Entity unavailable", detail)
+            .retry_after(Duration::from_secs(30))
+    }
+
     /// The key is none of the entity's.
     pub fn key(error: &KeyError) -> Self {
         Problem::malformed_key(error.to_string())

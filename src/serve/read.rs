@@ -58,6 +58,9 @@ fn ask<'a, R: Reads>(
     let demand = headers::demand(request)?;
     let (name, key) = api.split(path)?;
     let entity = api.entity(name)?;
+    if let Some(why) = entity.unreadable() {
+        return Err(Problem::unreadable(entity, &why));
+    }
     if key.contains('/') {
         return Err(Problem::malformed_key("a slash within a key is written %2F"));
     }

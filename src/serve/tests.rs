@@ -35,8 +35,16 @@ fn entity(id: usize, name: &str, key: &[KeyType]) -> Arc<Entity> {
         key_type: key_type.clone(),
         cast: String::new(),
     };
-    let shape =
-        Shape { table_oid: 1, columns: Vec::new(), key: key.iter().map(column).collect(), whole_row: true, version: 0 };
+    let shape = Shape {
+        table_oid: 1,
+        columns: Vec::new(),
+        key: key.iter().map(column).collect(),
+        whole_row: true,
+        partitioned: false,
+        version: 0,
+        published: Default::default(),
+        tables: vec![],
+    };
     let table = ("public".to_owned(), name.to_owned());
     Arc::new(Entity::new(id, name.into(), table, OnChange::Refresh, Duration::from_secs(60), false, "", shape))
 }

@@ -57,6 +57,20 @@ pub enum SourceError {
         /// What it is, as the rest of the sentence.
         what: String,
     },
+    /// The address leads to several servers.
+    #[error("source.url leads to more than one server: the stream comes from {stream}, queries go to {queries}")]
+    SeveralServers {
+        /// Where the replication connection has come.
+        stream: String,
+        /// Where another connection has come.
+        queries: String,
+    },
+    /// The address leads to a standby.
+    #[error("source.url leads to {0}, whose primary is to be followed")]
+    Standby(String),
+    /// The address leads to another server than before.
+    #[error("source.url leads to another server than the one that was followed")]
+    Moved,
     /// The slot was dropped just after it was looked up.
     #[error("slot {0} is gone")]
     SlotGone(String),
@@ -104,8 +118,7 @@ impl Verdict {
             "57P04" => config("the database in source.url was dropped: correct source.url"),
             "42704" => config(
                 "the slot (source.slot) or publication (source.publication) does not exist: `walcache setup --apply` \
-                 creates them; where the publication was made anew, the slot still holds changes from before it, and \
-                 has to be dropped, too (pg_drop_replication_slot): `walcache run` makes another",
+                 creates them; once the publication is there again, `walcache run` makes a new slot by itself",
             ),
             "42P01" | "3F000" | "42703" => config(
                 "a table or column no longer exists: correct the [[entity]], or run `walcache setup --apply` if it is one of \
@@ -169,7 +182,16 @@ impl SourceError {
                 EXIT_CONFIG,
                 "choose another source.slot, or drop this one if nobody else reads it: `walcache run` makes another",
             ),
-            SourceError::Timeout { .. } | SourceError::Pool(_) | SourceError::SlotGone(_) => Verdict::Retry,
+            SourceError::SeveralServers { .. } => Verdict::operator(
+                EXIT_CONFIG,
+                "let source.url lead to the primary alone, for replication connections, too: not through a pooler that \
+                 spreads them, nor by a host name of several servers",
+            ),
+            SourceError::Timeout { .. }
+            | SourceError::Pool(_)
+            | SourceError::SlotGone(_)
+            | SourceError::Standby(_)
+            | SourceError::Moved => Verdict::Retry,
             SourceError::Postgres { error, .. } => of_connection(error),
         }
     }

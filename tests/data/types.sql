@@ -1,6 +1,6 @@
 -- Values of every kind of type whose JSON form is made from the text in the stream: one column per type, named after
--- it. Each row, rendered from the stream, must equal row_to_json of it in a session with TimeZone = 'UTC'.
--- In `types_refetched` every column but the key is of a type that cannot be rendered: each value must make its event
+-- it. Each row of `types` and `types_nested`, rendered from the stream, must equal row_to_json of it in a session with
+-- TimeZone = 'UTC'. In `types_refetched` every column but the key is of a type that cannot be rendered: each value must make its event
 -- refetch the row. It makes its own schema, `types`, in any database with encoding UTF-8.
 
 CREATE SCHEMA types;
@@ -212,13 +212,66 @@ VALUES
         '"\u0001"', '2000-02-29', '00:00:00', '00:00:00-00:30', '2000-02-29 00:00:00', '2000-02-29 00:00:00',
         '2000-02-29 12:00:00+05:30', '2000-02-29 00:00:00-00:00:01', '1 day', 'sad', '\x7f');
 
-CREATE TABLE types_refetched (
+-- Composites, in each other, in arrays and in domains.
+CREATE TYPE "we""ird, (\)" AS ("a ""b""" text, "c, \ d" text[], "(é)" "char");
+CREATE TYPE nothing AS ();
+CREATE TYPE one AS ("only" text);
+CREATE TYPE lessened AS (gone int4, a int4, also_gone text, b text);
+ALTER TYPE lessened DROP ATTRIBUTE gone, DROP ATTRIBUTE also_gone, ADD ATTRIBUTE c bool;
+CREATE TYPE deep AS (pair pair, pairs pair[], a_pair a_pair, list a_pair[], moods mood[], at timestamptz, doc json, "box[]" box[]);
+CREATE TYPE deeper AS (deep deep, deeps deep[], "float_range[]" float_range[], nothing nothing);
+CREATE DOMAIN a_deeper AS deeper;
+CREATE TABLE row_type (id int4, gone text, "Name" name);
+ALTER TABLE row_type DROP gone;
+
+CREATE TABLE types_nested (
     id int4 PRIMARY KEY,
     "pair" pair,
     "a_pair" a_pair,
-    "casted" casted,
     "pair[]" pair[],
-    "casted[]" casted[]
+    "weird" "we""ird, (\)",
+    "nothing" nothing,
+    "nothing[]" nothing[],
+    "one" one,
+    "one[]" one[],
+    "lessened" lessened,
+    "deep" deep,
+    "deeper" deeper,
+    "a_deeper[]" a_deeper[],
+    "row_type" row_type,
+    "row_type[]" row_type[]
 );
 
-INSERT INTO types_refetched VALUES (1, '(1,a)', '(2,b)', 'one', ARRAY['(1,a)', '(,)']::pair[], '{one,two}');
+INSERT INTO types_nested (id) VALUES (0);
+INSERT INTO types_nested (id, "pair", "a_pair", "pair[]", "weird", "nothing", "nothing[]", "one", "one[]", "lessened")
+VALUES
+    (1, '(1,a)', '(2,b)', ARRAY['(1,a)', '(,)', NULL, '(,"")']::pair[], ROW('', '{}', '('), ROW(), ARRAY[ROW(), NULL]::nothing[],
+        ROW(NULL), ARRAY[ROW(NULL), ROW('')]::one[], ROW(1, 'b', true)),
+    (2, '(,)', '(,"")', '{}', ROW(NULL, NULL, NULL), NULL, '{}', ROW(''), '[3:4]={"(a)",NULL}', ROW(NULL, NULL, NULL)),
+    (3, ROW(-1, E'"\\ (x), ''y'' \t\n\r\x01\x1f\x7f'), ROW(0, ' '), ARRAY[[ROW(1, '"'), ROW(2, '\')], [ROW(3, ','), NULL]]::pair[],
+        ROW('"\', ARRAY['"', '\', NULL, 'NULL', '(', ',', ''], '\'), ROW(), '[0:0]={()}', ROW('NULL'), ARRAY[ROW('null'), ROW('"",""')]::one[],
+        ROW(0, 'null', false)),
+    (4, ROW(1, E'\U0001F600 \u2028 e\u0301'), ROW(1, '{"a": "(\"b\",)"}'), ARRAY[ROW(1, '{"(1,\"a\")"}')]::pair[],
+        ROW('(1,"a""b\\")', ARRAY['(1,"a""b\\")'], '"'), ROW(), '{{(),()},{(),NULL}}', ROW('(,)'), ARRAY[ROW('()'), ROW(')')]::one[],
+        ROW(7, ')', NULL));
+INSERT INTO types_nested (id, "deep", "deeper", "a_deeper[]", "row_type", "row_type[]")
+SELECT id, d, ROW(d, ARRAY[d, NULL, d]::deep[], ARRAY['[NaN,NaN]', 'empty', NULL]::float_range[], ROW())::deeper,
+    ARRAY[[ROW(d, ARRAY[[d], [NULL]]::deep[], '{}', NULL)::a_deeper], [NULL]]::a_deeper[], ROW(id, 'N"a\me')::row_type, ARRAY[ROW(id, NULL), NULL, ROW(NULL, 'x')]::row_type[]
+FROM (VALUES
+    (5, ROW(ROW(1, E'q"\\,()\n'), ARRAY[ROW(2, '"'), NULL, ROW(NULL, '\')]::pair[], ROW(3, ''), ARRAY[ROW(4, E'\t'), ROW(5, NULL)]::a_pair[],
+        ARRAY['it''s "ok"', 'back\slash', NULL, 'ünï, {x}', 'NULL']::mood[], '0044-03-15 01:02:03.4+00 BC', E'{"a": "\\" \\\\ \\u00e9",\n"b": [1e400]}',
+        '{(1,2),(3,4);NULL}')::deep),
+    (6, ROW(NULL, '{}', NULL, NULL, '[0:1]={sad,NULL}', 'infinity', 'null', '{{(1,2),(3,4)};{(5,6),(7,8)}}')::deep),
+    (7, NULL)
+) AS v (id, d);
+
+CREATE TYPE with_casted AS (a int4, c casted[]);
+
+CREATE TABLE types_refetched (
+    id int4 PRIMARY KEY,
+    "casted" casted,
+    "casted[]" casted[],
+    "with_casted" with_casted
+);
+
+INSERT INTO types_refetched VALUES (1, 'one', '{one,two}', '(1,{one})');

@@ -151,7 +151,9 @@ async fn a_lease_of_another_instance_is_waited_for_in_bounds() {
     let sql = shop.sql().await;
     let daemon = shop.daemon().await;
     for row in 0..10 {
-        shop.put(&sql, row, 7).await;
+        let end = shop.put(&sql, row, 7).await;
+        // An event that comes late would void the lease.
+        daemon.wait_applied(end).await;
     }
     let raw = Raw::connect(&shop.stage).await.unwrap();
     let raw = tokio::sync::Mutex::new(raw);

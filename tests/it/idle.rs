@@ -1,6 +1,7 @@
 //! Faults 15 and 24: idle tables in a busy cluster, and two daemons on one slot.
 
 use crate::harness::{Daemon, Shop, current_lsn, eventually};
+use walcache::lsn::Lsn;
 use walcache::sandbox::free_port;
 
 /// 15: the slot advances with what others write, and with heartbeats.
@@ -27,6 +28,21 @@ async fn an_idle_slot_advances_while_others_write() {
             .await;
         }
     }
+    // And the server may remove what was written: the start of the log that the slot keeps follows.
+    let end = current_lsn(&sql).await;
+    eventually("let go of the log", || async {
+        // It logs what runs, from which a slot can be seen to need nothing of before.
+        sql.batch_execute("CHECKPOINT").await.unwrap();
+        let query = "SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = $1";
+        let at: Lsn = sql.query_one(query, &[&shop.stage.name]).await.unwrap().get::<_, &str>(0).parse().unwrap();
+        if at >= end { Ok(()) } else { Err(format!("{at} of {end}")) }
+    })
+    .await;
+    eventually("show that little is kept", || async {
+        let kept = daemon.metric("walcache_replication_lag_bytes{kind=\"retained\"}").await.unwrap();
+        if kept < 1e6 { Ok(()) } else { Err(kept) }
+    })
+    .await;
     // Also with nothing at all going on but the heartbeat.
     let end = shop.confirmed().await;
     eventually("go on by heartbeats", || async { if shop.confirmed().await > end { Ok(()) } else { Err(end) } }).await;

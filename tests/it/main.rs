@@ -10,10 +10,14 @@
 //! | 2 | Postgres crashes under load, and takes commits back | `postgres_faults` |
 //! | 3 | Postgres is away, for moments or for longer than `max_staleness` | `postgres_faults`, `away` |
 //! | 4 | the slot is dropped, moved, invalidated, or another kind of slot | `postgres_faults`, `slot_faults` |
-//! | 5, 7, 10, 11, 28 | publications, DDL, identities, partitions, configuration and rights | `cli`, `ddl`, `dml` |
+//! | 5 | publications altered, left and joined, filtered, dropped and made anew | `publications`, `filters`, `ddl` |
+//! | 7, 11, 28 | DDL, partitions, configuration and rights | `cli`, `ddl`, `dml` |
+//! | 10 | replica identities, row-level security | `identities`, `row_security`, `cli` |
 //! | 6 | TRUNCATE of several tables, CASCADE, racing fills | `truncate`, `dml`, `overtaken` |
-//! | 8, 9, 13 | keys that change or swap, unchanged TOAST, savepoints | `dml` |
-//! | 12 | a transaction of very many rows, or of large values | `huge`, `dml` |
+//! | 8, 9 | keys that change or swap, unchanged TOAST | `dml`, `toast`, `identities` |
+//! | 12 | a transaction of very many rows, or of large values; very many transactions; large messages | `huge`, `transactions`, `commands`, `dml` |
+//! | 13 | savepoints, prepared transactions, one that is open for long | `transactions`, `dml`, `commands` |
+//! | 14 | failover to a promoted standby, another cluster, an old primary that runs on | `failover` |
 //! | 15 | idle tables in a busy cluster | `idle` |
 //! | 16 | Redis is away, silent, or slow to answer | `redis_faults`, `redis_network`, `outage` |
 //! | 17 | Redis is emptied, comes back old, or fails over to a replica that missed writes | `redis_faults`, `outage` |
@@ -36,11 +40,14 @@ mod away;
 mod claim;
 mod cli;
 mod clocks;
+mod commands;
 mod crash;
 mod ddl;
 mod dml;
 mod explain;
+mod failover;
 mod fill_cap;
+mod filters;
 mod freshness;
 mod gate;
 mod harness;
@@ -48,6 +55,7 @@ mod herd;
 mod history;
 mod http;
 mod huge;
+mod identities;
 mod idle;
 mod keepalive;
 mod keys;
@@ -55,12 +63,17 @@ mod network;
 mod outage;
 mod overtaken;
 mod postgres_faults;
+mod publications;
 mod redis_faults;
 mod redis_network;
 mod resync;
+mod row_security;
 mod sandbox;
 mod secrets;
 mod shutdown;
 mod slot_faults;
+mod toast;
+mod transactions;
 mod truncate;
 mod types;
+mod wal2json;

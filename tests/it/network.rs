@@ -133,8 +133,11 @@ async fn a_single_connection_hangs() {
     let daemon = shop.daemon().await;
     let sql = shop.sql().await;
     let mut version = 0;
-    for session in ["query LIKE 'START_REPLICATION%'", "query LIKE '%pg_current_snapshot%'", "query LIKE '%retained%'"]
-    {
+    for session in [
+        "query LIKE 'START_REPLICATION%'",
+        "query LIKE '%pg_current_snapshot%'",
+        "query LIKE '-- The end of the flushed log%'",
+    ] {
         let query = format!(
             "SELECT pid FROM pg_stat_activity WHERE application_name = 'walcache' AND pid <> pg_backend_pid() AND {session}"
         );
@@ -229,7 +232,8 @@ async fn a_look_at_the_catalog_hangs() {
         .set("source", "heartbeat_interval", "1s");
     let sql = shop.sql().await;
     let daemon = shop.daemon().await;
-    let query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'walcache' AND query LIKE '%pg_attribute%'";
+    let query =
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'walcache' AND query LIKE '%hashtextextended%'";
     let pid = eventually("look at the catalog", || async {
         sql.query_opt(query, &[]).await.unwrap().map(|row| row.get::<_, i32>(0)).ok_or("no such session")
     })

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use walcache::sandbox::{PostgresOptions, RedisOptions, StopMode};
 
-use crate::harness::{Shop, eventually, version};
+use crate::harness::{Shop, eventually, plugin, version};
 
 /// 2: killed, stopped at once and stopped in order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -160,7 +160,8 @@ async fn the_slot_is_moved_by_somebody_else() {
     let mut daemon = shop.daemon().await;
     let slot = shop.stage.name.clone();
     let anew = format!(
-        "SELECT pg_drop_replication_slot('{slot}'); SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"
+        "SELECT pg_drop_replication_slot('{slot}'); SELECT pg_create_logical_replication_slot('{slot}', '{}')",
+        plugin()
     );
     let advance = format!("SELECT pg_replication_slot_advance('{slot}', pg_current_wal_lsn())");
     for how in [anew, advance] {

@@ -185,8 +185,6 @@ async fn evicting_what_expires_under_load() {
     let redis = RedisOptions::new().setting("maxmemory-policy", "volatile-random");
     let shop = Shop::with("redis_volatile", PostgresOptions::new(), redis).await;
     let daemon = shop.daemon().await;
-    let generation = async || daemon.status().await["entities"][0]["generation"].as_u64().unwrap();
-    let before = generation().await;
     let load = shop.load(&daemon, 25);
     let mut raw = Raw::connect(&shop.stage).await.unwrap();
     for _ in 0..10 {
@@ -201,7 +199,8 @@ async fn evicting_what_expires_under_load() {
     let done = load.stop().await;
     assert_eq!(done.failed_reads, 0, "{done:?}");
     shop.equals_postgres(&daemon).await;
-    assert_eq!(generation().await, before, "{}", daemon.log());
+    // (One of the entity alone, the load may ask for.)
+    assert!(!daemon.log().contains("everything cached so far"), "{}", daemon.log());
 }
 
 /// 18, to the single write: an entry is there, Redis is full or takes no writes, the row changes. Where it is full, what

@@ -4,7 +4,7 @@
 use tokio_postgres::Client;
 use walcache::sandbox::{PostgresOptions, RedisOptions};
 
-use crate::harness::{Daemon, Shop, eventually, version};
+use crate::harness::{Daemon, Shop, current_lsn, eventually, plugin, version};
 
 /// A server that keeps little log for a slot.
 async fn forgetful(name: &str) -> Shop {
@@ -97,6 +97,154 @@ async fn lost_while_the_daemon_runs() {
     assert_eq!(daemon.pid(), pid, "the daemon did not exit");
 }
 
+/// 4: `wal_status = lost` while the daemon stands still (SIGSTOP) in the middle of streaming.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_while_the_daemon_is_paused() {
+    let shop = forgetful("slot_lost_paused").await;
+    let sql = shop.sql().await;
+    let daemon = shop.daemon().await;
+    let pid = daemon.pid();
+    cached(&shop, &sql, &daemon, 1).await;
+    let before = generation(&daemon).await;
+    daemon.pause().await;
+    for id in 0..20 {
+        shop.put(&sql, id, 2).await;
+    }
+    outrun(&shop, &sql).await;
+    daemon.resume();
+    eventually("start a new generation", || async {
+        let now = generation(&daemon).await;
+        if now > before { Ok(()) } else { Err(now) }
+    })
+    .await;
+    says_why(&daemon);
+    shop.equals_postgres(&daemon).await;
+    assert_eq!(daemon.pid(), pid, "the daemon did not exit");
+}
+
+/// What `/v1/status` says of the slot, once its state is `wanted`; the metrics say the same.
+async fn slot_health(daemon: &Daemon, wanted: &str) -> serde_json::Value {
+    let health = eventually(&format!("show the slot as {wanted}"), || async {
+        let health = daemon.status().await["replication"]["slot_health"].clone();
+        if health["status"] == wanted { Ok(health) } else { Err(health) }
+    })
+    .await;
+    eventually(&format!("have metrics of a slot that is {wanted}"), || async {
+        let gauge = format!("walcache_replication_slot_status{{status=\"{wanted}\"}}");
+        if daemon.metric(&gauge).await == Some(1.0) { Ok(()) } else { Err(daemon.admin().get("/metrics").await.text()) }
+    })
+    .await;
+    health
+}
+
+/// 4: the slot falls behind, while Redis hangs: each state is shown, and said once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shown_before_it_is_lost() {
+    const MIB: i64 = 1 << 20;
+    // No checkpoint but ours.
+    let postgres = PostgresOptions::new()
+        .setting("max_slot_wal_keep_size", "160MB")
+        .setting("max_wal_size", "10GB")
+        .setting("checkpoint_timeout", "1h")
+        .setting("wal_init_zero", "off");
+    let shop = Shop::with("slot_health", postgres, RedisOptions::new()).await;
+    let sql = shop.sql().await;
+    let daemon = shop.daemon().await;
+    cached(&shop, &sql, &daemon, 1).await;
+    let before = generation(&daemon).await;
+    let health = slot_health(&daemon, "reserved").await;
+    let (retained, safe) = (health["retained_bytes"].as_i64().unwrap(), health["safe_bytes"].as_i64().unwrap());
+    assert!((0..48 * MIB).contains(&retained) && safe > 100 * MIB, "{health}");
+    shop.stage.redis.pause().await.unwrap();
+    shop.put(&sql, 1, 2).await;
+
+    let segment = "SELECT pg_logical_emit_message(false, '', ''); SELECT pg_switch_wal()";
+    for _ in 0..5 {
+        sql.batch_execute(segment).await.unwrap();
+    }
+    let max_wal_size = async |size| {
+        sql.batch_execute(&format!("ALTER SYSTEM SET max_wal_size = '{size}'")).await.unwrap();
+        sql.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    };
+    max_wal_size("32MB").await;
+    let health = slot_health(&daemon, "extended").await;
+    assert!(health["retained_bytes"].as_i64().unwrap() > 64 * MIB, "{health}");
+    let metric = daemon.metric("walcache_replication_lag_bytes{kind=\"retained\"}").await.unwrap();
+    assert!(metric > 64e6, "{metric}");
+    max_wal_size("10GB").await;
+    slot_health(&daemon, "reserved").await;
+    let left = slot_health(&daemon, "reserved").await["safe_bytes"].as_i64().unwrap();
+    assert!(left < safe - 64 * MIB, "{left} of {safe}");
+    for _ in 0..8 {
+        sql.batch_execute(segment).await.unwrap();
+    }
+    let health = slot_health(&daemon, "unreserved").await;
+    assert!(health["safe_bytes"].as_i64().unwrap() <= 0, "{health}");
+    let check = crate::harness::cli(&shop.config, &["check"], &[]).await;
+    assert!(check.stdout.contains("slot_unreserved"), "{check:?}");
+    // A checkpoint waits for the sender to end, which it is told to.
+    sql.batch_execute("CHECKPOINT").await.unwrap();
+    eventually("be told that it is lost", || async {
+        let log = daemon.log();
+        if log.contains("the server has invalidated the slot") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    shop.stage.redis.resume().unwrap();
+    eventually("start a new generation", || async {
+        let now = generation(&daemon).await;
+        if now > before { Ok(()) } else { Err(now) }
+    })
+    .await;
+    slot_health(&daemon, "reserved").await;
+    shop.equals_postgres(&daemon).await;
+    let log = daemon.log();
+    for said in ["the slot keeps more log than max_wal_size", "the slot is about to be lost"] {
+        assert_eq!(log.matches(said).count(), 1, "{said}: once\n{log}");
+    }
+}
+
+/// 4: nobody reads the slot for longer than `idle_replication_slot_timeout`; Postgres 18 and later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_by_idleness() {
+    let shop = Shop::new("slot_idle").await;
+    let sql = shop.sql().await;
+    let number: i32 = sql.query_one("SELECT current_setting('server_version_num')::int", &[]).await.unwrap().get(0);
+    if number < 180_000 {
+        println!("skipped: slots time out from Postgres 18 on, and this is {}", number / 10_000);
+        return;
+    }
+    let daemon = shop.daemon().await;
+    cached(&shop, &sql, &daemon, 1).await;
+    let before = generation(&daemon).await;
+    daemon.kill().await;
+    shop.confirmed_when_free().await;
+    for id in 0..20 {
+        shop.put(&sql, id, 2).await;
+    }
+    sql.batch_execute("ALTER SYSTEM SET idle_replication_slot_timeout = '1s'").await.unwrap();
+    sql.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    eventually("have the slot time out", || async {
+        sql.batch_execute("CHECKPOINT").await.unwrap();
+        let query = "SELECT invalidation_reason FROM pg_replication_slots WHERE slot_name = $1";
+        let reason: Option<String> = sql.query_one(query, &[&shop.stage.name]).await.unwrap().get(0);
+        if reason.as_deref() == Some("idle_timeout") { Ok(()) } else { Err(format!("{reason:?}")) }
+    })
+    .await;
+    let check = crate::harness::cli(&shop.config, &["check"], &[]).await;
+    assert!(check.stdout.contains("slot_lost") && check.stdout.contains("idle_replication_slot_timeout"), "{check:?}");
+    let daemon = shop.daemon().await;
+    assert!(generation(&daemon).await > before);
+    says_why(&daemon);
+    assert!(daemon.log().contains("\"reason\":\"idle_timeout\""), "{}", daemon.log());
+    assert_eq!(version(&daemon.http().get("/v1/counter/3").await.expect(200).json()), Some(2));
+    shop.equals_postgres(&daemon).await;
+    // Held, it does not time out.
+    let until = current_lsn(&sql).await;
+    sql.batch_execute("CHECKPOINT").await.unwrap();
+    daemon.wait_applied(until).await;
+    assert_eq!(slot_health(&daemon, "reserved").await["invalidation_reason"], serde_json::Value::Null);
+}
+
 /// What the slot is, to the last detail that a new one would not share.
 async fn identity(shop: &Shop, sql: &Client) -> String {
     let query = "SELECT row_to_json(s)::text FROM (SELECT slot_type, plugin, database, catalog_xmin::text, restart_lsn::text, \
@@ -183,7 +331,7 @@ async fn of_another_plugin() {
 /// 4: a slot of another database.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_another_database() {
-    let create = |slot: &str| format!("pg_create_logical_replication_slot('{slot}', 'pgoutput')");
+    let create = |slot: &str| format!("pg_create_logical_replication_slot('{slot}', '{}')", plugin());
     foreign("slot_database", create, true, "database").await;
 }
 

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 
 pub(in crate::decode) mod fixture;
+mod mutated;
 
 /// Each file of `tests/data/pgoutput` is a captured stream: comments with the SQL, one message in hex a line, and
 /// behind `----` the expected events. With `REWRITE` set the expectation is written instead of compared.
@@ -76,6 +77,7 @@ fn encode_tuple(tuple: &[Datum<'_>]) -> Vec<u8> {
         match datum {
             Datum::Null => out.push(b'n'),
             Datum::Unchanged => out.push(b'u'),
+            Datum::Untold => unreachable!("pgoutput tells every value"),
             Datum::Text(text) => {
                 out.push(b't');
                 out.extend_from_slice(&i32::try_from(text.len()).unwrap().to_be_bytes());
@@ -285,4 +287,25 @@ proptest! {
             let _ = decoder.decode(message);
         }
     }
+}
+
+#[test]
+fn the_beginning_of_a_message_says_what_it_is_of() {
+    let relation = [&b"R"[..], &7u32.to_be_bytes(), b"public\0items\0d\0\0"].concat();
+    let begin = [&b"B"[..], &[0; 16], &[0, 0, 0, 9]].concat();
+    let mut decoder = Decoder::new();
+    let row = |tag: u8, oid: u32| [&[tag][..], &oid.to_be_bytes(), b"N\0\x01t"].concat();
+    assert_eq!(decoder.cut(&row(b'I', 7)).unwrap_err().problem, Problem::NoTransaction);
+    decoder.decode(&relation).unwrap();
+    decoder.decode(&begin).unwrap();
+    for tag in *b"IUD" {
+        let Event::LargeChange(found) = decoder.cut(&row(tag, 7)).unwrap() else { panic!("{tag}") };
+        assert_eq!(found.name, "items");
+    }
+    assert_eq!(decoder.cut(&row(b'I', 8)).unwrap_err().problem, Problem::UnknownRelation(8));
+    let message = [&b"M\x01"[..], &[0; 8], b"walcache\0\0\x10\0\0{"].concat();
+    assert_eq!(decoder.cut(&message).unwrap(), Event::LargeMessage("walcache"));
+    assert_eq!(decoder.cut(&message[..12]).unwrap(), Event::Nothing, "a prefix that is cut off itself");
+    assert_eq!(decoder.cut(b"C").unwrap_err().problem, Problem::UnknownTag(b'C'));
+    assert!(decoder.cut(b"").is_err());
 }

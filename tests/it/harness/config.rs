@@ -1,8 +1,35 @@
 //! The configuration file of a test's daemon.
 
 use std::fmt::Write;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use toml::{Table, Value};
+
+/// The output plugin that the whole run is with: `WALCACHE_TEST_PLUGIN`, or pgoutput.
+///
+/// # Panics
+/// If it is another than walcache has.
+pub fn plugin() -> &'static str {
+    static PLUGIN: LazyLock<String> = LazyLock::new(|| {
+        let plugin = std::env::var("WALCACHE_TEST_PLUGIN").unwrap_or_else(|_| "pgoutput".to_owned());
+        assert!(["pgoutput", "wal2json"].contains(&plugin.as_str()), "WALCACHE_TEST_PLUGIN={plugin}");
+        plugin
+    });
+    &PLUGIN
+}
+
+/// Whether a test is about publications, which only pgoutput has, and this run is with another plugin. It says so, and
+/// how many did.
+pub fn needs_publications(test: &str) -> bool {
+    static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+    let skipped = plugin() != "pgoutput";
+    if skipped {
+        let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
+        println!("SKIPPED ({count}): {test} is about publications, and {} reads none", plugin());
+    }
+    skipped
+}
 
 /// A configuration in the making; [`Config::to_toml`] is what a user would write.
 #[derive(Debug, Clone)]
@@ -24,6 +51,7 @@ impl Config {
             .set("source", "url", source)
             .set("source", "slot", slot)
             .set("source", "publication", publication)
+            .set("source", "plugin", plugin())
             .set("l2", "url", redis)
             .set("l2", "prefix", prefix)
             .set("http", "listen", "127.0.0.1:0")
@@ -47,6 +75,14 @@ impl Config {
     pub fn entity(mut self, entity: Entity) -> Self {
         self.entities.push(entity);
         self
+    }
+
+    /// The publications, one or a list.
+    pub fn publications(&self) -> Vec<&str> {
+        match &self.table["source"]["publication"] {
+            Value::Array(names) => names.iter().filter_map(Value::as_str).collect(),
+            one => one.as_str().into_iter().collect(),
+        }
     }
 
     /// The entities.

@@ -10,7 +10,8 @@ use crate::harness::config::Entity;
 
 /// What the settings of a session must be for `row_to_json` to read as promised, whatever the database's defaults are.
 const PINNED: &str = "SET TimeZone = 'UTC'; SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'postgres'; \
-                      SET extra_float_digits = 1; SET bytea_output = 'hex'; SET xmloption = 'content'";
+                      SET extra_float_digits = 1; SET bytea_output = 'hex'; SET xmloption = 'content'; \
+                      SET lc_monetary = 'C'; SET quote_all_identifiers = off";
 
 /// Compares what a daemon has cached, and what it answers, with its source.
 pub struct Oracle<'a> {
@@ -46,7 +47,7 @@ impl<'a> Oracle<'a> {
         pinned(&sql).await;
         let mut wrong = Vec::new();
         for entity in self.scene.config.entities() {
-            let rows = rows(&sql, entity).await;
+            let rows = rows(&sql, entity, &self.scene.config.publications()).await;
             let mut keys: BTreeSet<String> = rows.keys().cloned().collect();
             // Before anything is filled, and after everything was.
             for _ in 0..2 {
@@ -107,15 +108,29 @@ pub async fn pinned(sql: &Client) -> &Client {
     sql
 }
 
+/// The condition on a table's rows that the publications state; `true` where one of them states none.
+async fn published(sql: &Client, table: &str, publications: &[&str]) -> String {
+    // Before Postgres 15 there are no filters, and no such column.
+    let query = "SELECT coalesce('(' || (to_jsonb(t) ->> 'rowfilter') || ')', 'true') FROM pg_publication_tables t \
+                 WHERE t.pubname = ANY ($1) AND format('%I.%I', t.schemaname, t.tablename)::regclass = $2::text::regclass";
+    let filters = sql.query(query, &[&publications, &table]).await.expect("the table's filters");
+    let filters: Vec<&str> = filters.iter().map(|row| row.get(0)).collect();
+    if filters.is_empty() { "true".to_owned() } else { filters.join(" OR ") }
+}
+
 /// Every row of an entity as JSON, by its key as it stands in Redis.
-async fn rows(sql: &Client, entity: &Entity) -> BTreeMap<String, String> {
+async fn rows(sql: &Client, entity: &Entity, publications: &[&str]) -> BTreeMap<String, String> {
     let table = entity.table_name();
     let keys = "SELECT a.attname::text FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, n) \
                 JOIN pg_attribute a ON a.attnum = k.attnum WHERE i.indrelid = $1::text::regclass AND i.indisprimary \
                 AND a.attrelid = i.indrelid ORDER BY k.n";
     let keys = sql.query(keys, &[&table]).await.expect("the key's columns");
     // Not a cast to text, which cuts the blanks of char(n) off; concat prints as the type's output does.
-    let keys: Vec<String> = keys.iter().map(|row| format!("concat(t.{})", quote(row.get(0)))).collect();
+    let keys: Vec<String> = match entity.list("key") {
+        Some(key) => key.iter().map(|name| format!("concat(t.{})", quote(name))).collect(),
+        None => keys.iter().map(|row| format!("concat(t.{})", quote(row.get(0)))).collect(),
+    };
+    let condition = published(sql, table, publications).await;
     let value = match entity.list("columns") {
         Some(columns) => {
             let columns: Vec<String> = columns.iter().map(|c| format!("t.{}", quote(c))).collect();
@@ -123,7 +138,8 @@ async fn rows(sql: &Client, entity: &Entity) -> BTreeMap<String, String> {
         }
         None => "row_to_json(t)::text".to_owned(),
     };
-    let query = format!("SELECT ARRAY[{}] AS key, {value} AS value FROM {table} AS t", keys.join(", "));
+    let query =
+        format!("SELECT ARRAY[{}] AS key, {value} AS value FROM {table} AS t WHERE {condition}", keys.join(", "));
     let rows = sql.query(&query, &[]).await.unwrap_or_else(|e| panic!("{e}: {query}"));
     rows.iter()
         .map(|row| (row.get::<_, Vec<String>>("key").iter().map(|p| in_redis(p)).collect::<Vec<_>>().join(","), row))

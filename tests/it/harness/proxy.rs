@@ -41,6 +41,8 @@ pub const WAYS: [Way; 2] = [Way::ToServer, Way::ToClient];
 #[derive(Debug, Clone, Copy)]
 struct Faults {
     target: u16,
+    /// Every second connection is led there instead.
+    by_turns: Option<u16>,
     mode: Mode,
     /// Added to every piece of data, in each direction.
     delay: Duration,
@@ -80,6 +82,7 @@ impl Proxy {
     pub async fn start(target: u16) -> Proxy {
         let faults = Faults {
             target,
+            by_turns: None,
             mode: Mode::Forward,
             delay: Duration::ZERO,
             cuts: 0,
@@ -161,6 +164,11 @@ impl Proxy {
         self.faults.send_modify(|faults| faults.target = target);
     }
 
+    /// Leads every second new connection to another port, as a host name of two servers may.
+    pub fn lead_by_turns_to(&self, other: u16) {
+        self.faults.send_modify(|faults| faults.by_turns = Some(other));
+    }
+
     /// Forwards again, without delay. Connections that lost data stay silent until they are cut.
     pub fn heal(&self) {
         self.faults.send_modify(|faults| {
@@ -174,6 +182,7 @@ impl Proxy {
 /// Accepts until the [`Proxy`] is dropped.
 async fn accept(listener: TcpListener, port: u16, mut watching: watch::Receiver<Faults>) {
     let mut listener = Some(listener);
+    let mut count = 0_u64;
     loop {
         let refusing = watching.borrow_and_update().mode == Mode::Refuse;
         if refusing {
@@ -184,14 +193,15 @@ async fn accept(listener: TcpListener, port: u16, mut watching: watch::Receiver<
         tokio::select! {
             changed = watching.changed() => if changed.is_err() { return },
             Some(Ok((client, _))) = async { Some(listener.as_ref()?.accept().await) } => {
-                tokio::spawn(connection(client, watching.clone()));
+                count += 1;
+                tokio::spawn(connection(client, count, watching.clone()));
             }
         }
     }
 }
 
 /// Serves one client until both sides are done, or a fault ends it.
-async fn connection(mut client: TcpStream, watching: watch::Receiver<Faults>) {
+async fn connection(mut client: TcpStream, number: u64, watching: watch::Receiver<Faults>) {
     let born = *watching.borrow();
     let mut ending = watching.clone();
     let mut server = None;
@@ -202,7 +212,7 @@ async fn connection(mut client: TcpStream, watching: watch::Receiver<Faults>) {
             // An error means that the proxy is dropped, which cuts too.
             _ => Err(Broken),
         },
-        end = relay(&mut client, &mut server, born, watching) => end,
+        end = relay(&mut client, &mut server, (number, born), watching) => end,
     };
     if let Err(Broken) = end {
         for stream in [Some(client), server].into_iter().flatten() {
@@ -219,7 +229,7 @@ struct Broken;
 async fn relay(
     client: &mut TcpStream,
     server: &mut Option<TcpStream>,
-    born: Faults,
+    (number, born): (u64, Faults),
     mut watching: watch::Receiver<Faults>,
 ) -> Result<(), Broken> {
     let faults = *watching.wait_for(|faults| faults.mode != Mode::Stall).await.map_err(|_| Broken)?;
@@ -227,7 +237,8 @@ async fn relay(
         // The kernel has accepted; nothing more comes.
         return pending().await;
     }
-    let server = TcpStream::connect((Ipv4Addr::LOCALHOST, faults.target)).await.map(|stream| server.insert(stream));
+    let target = faults.by_turns.filter(|_| number.is_multiple_of(2)).unwrap_or(faults.target);
+    let server = TcpStream::connect((Ipv4Addr::LOCALHOST, target)).await.map(|stream| server.insert(stream));
     let server = server.map_err(|_| Broken)?;
     client.set_nodelay(true).and_then(|()| server.set_nodelay(true)).map_err(|_| Broken)?;
     let (from_client, to_client) = client.split();

@@ -42,7 +42,7 @@ impl Stage {
     async fn on(postgres: Arc<Postgres>, redis: Arc<Redis>, name: &str) -> Stage {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        assert!(number < 256, "a private Redis has 256 databases");
+        assert!(number < 1024, "a private Redis has 1024 databases");
         let name = format!("{name}_{number}");
         postgres.create_database(&name).await.expect("create the test's database");
         Stage { postgres, redis, name, redis_database: number }

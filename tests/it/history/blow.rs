@@ -29,6 +29,8 @@ pub enum Fault {
     PostgresPaused,
     WalsendersEnded,
     Truncate,
+    /// A column comes or goes.
+    Ddl,
     Cut(Way),
     Stalled(Way),
     Delayed(Way),
@@ -58,7 +60,7 @@ pub struct Blow {
 
 impl Fault {
     /// All of them, the failpoints counted as one.
-    const KINDS: usize = 24;
+    const KINDS: usize = 25;
 
     fn draw(kind: usize, rng: &mut StdRng) -> Fault {
         let point = Point::ALL[rng.random_range(0..Point::ALL.len())];
@@ -83,6 +85,7 @@ impl Fault {
             16 | 17 => Fault::Cut(way),
             18 | 19 => Fault::Stalled(way),
             20 | 21 => Fault::Delayed(way),
+            24 => Fault::Ddl,
             _ => Fault::BlackHole(way),
         }
     }

@@ -227,6 +227,15 @@ impl Siege {
             }
             Fault::WalsendersEnded => self.shop.sql().await.batch_execute(END_WALSENDERS).await.unwrap(),
             Fault::Truncate => drop(self.shop.truncate(&self.shop.sql().await).await.unwrap()),
+            Fault::Ddl => {
+                let change = if blow.coin {
+                    "ADD COLUMN IF NOT EXISTS added int DEFAULT 1"
+                } else {
+                    "DROP COLUMN IF EXISTS added"
+                };
+                let sql = self.shop.sql().await;
+                sql.batch_execute(&format!("ALTER TABLE counters {change}")).await.unwrap();
+            }
             Fault::Cut(way) => self.way(way).cut(),
             Fault::Stalled(way) => {
                 self.way(way).stall();

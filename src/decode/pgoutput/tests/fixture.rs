@@ -40,6 +40,11 @@ pub(crate) fn describe(event: &Event<'_>) -> String {
             format!("message {} {place}: {:?}", message.prefix, String::from_utf8_lossy(message.content))
         }
         Event::Nothing => "nothing".to_owned(),
+        Event::LargeChange(relation) => format!("large change of {}", name(relation)),
+        Event::LargeMessage(prefix) => format!("large message {prefix}"),
+        Event::Elsewhere => "elsewhere".to_owned(),
+        Event::Unplaced { schema, name } => format!("unplaced {schema}.{name}"),
+        Event::Change(Change::Untold { relation }) => format!("untold {}", name(relation)),
         Event::Relation(relation) => {
             let columns = relation.columns.iter().map(|column| {
                 let star = if column.in_identity { "*" } else { "" };
@@ -76,6 +81,7 @@ fn tuple(tuple: &[Datum<'_>]) -> String {
     let datum = |datum: &Datum<'_>| match datum {
         Datum::Null => "null".to_owned(),
         Datum::Unchanged => "unchanged".to_owned(),
+        Datum::Untold => "untold".to_owned(),
         Datum::Text(text) => format!("{:?}", String::from_utf8_lossy(text)),
     };
     format!("({})", tuple.iter().map(datum).collect::<Vec<_>>().join(", "))

@@ -33,6 +33,9 @@ enum Step {
     Undone(usize),
     PutPair(usize),
     DeletePair(usize),
+    /// Has the row's entry dropped, and warmed where that is wanted.
+    Invalidate(usize, bool),
+    InvalidateAll,
 }
 
 /// The other row of a pair.
@@ -50,6 +53,8 @@ impl Step {
         let (row, other) = (any(), any());
         let dice = rng.random_range(0..20);
         match partner(row) {
+            _ if rng.random_range(0..200) == 0 => Step::InvalidateAll,
+            _ if rng.random_range(0..12) == 0 => Step::Invalidate(row, rng.random()),
             Some(partner) if dice < 4 => Step::DeletePair(row.min(partner)),
             Some(partner) => Step::PutPair(row.min(partner)),
             None if dice < 3 => Step::Delete(row),
@@ -63,6 +68,8 @@ impl Step {
     fn rows(&self) -> Vec<usize> {
         match *self {
             Step::Put(row) | Step::Delete(row) | Step::Twice(row) | Step::Undone(row) => vec![row],
+            // Neither changes a row: others may write it meanwhile.
+            Step::Invalidate(..) | Step::InvalidateAll => vec![],
             Step::Move(row, other) => vec![row, other],
             Step::PutPair(row) | Step::DeletePair(row) => vec![row, row + 1],
         }
@@ -100,6 +107,11 @@ impl Step {
             Step::Undone(row) => {
                 vec!["SAVEPOINT s".into(), upsert(row, version), "ROLLBACK TO SAVEPOINT s".into()]
             }
+            Step::Invalidate(row, false) => vec![format!("SELECT walcache.invalidate('counter', '{row}')")],
+            Step::Invalidate(row, true) => {
+                vec![format!("SELECT walcache.invalidate('counter', '{row}'), walcache.warm('counter', '{row}')")]
+            }
+            Step::InvalidateAll => vec!["SELECT walcache.invalidate_all('counter')".into()],
             Step::PutPair(row) => {
                 changes.extend([(row, Some(version)), (row + 1, Some(version))]);
                 vec![upsert(row, version), upsert(row + 1, version)]

@@ -1,0 +1,105 @@
+//! Applications' commands in the log: planned, counted, and told of where they are refused.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use crate::cache::warm::{Waiting, Warmer};
+use crate::change::Message;
+use crate::entity::Entity;
+use crate::lsn::Lsn;
+use crate::metrics::{Command, CommandMetrics, Commanded};
+use crate::plan::Effect;
+use crate::plan::command::{self, CommandPlanner, Kind, Verdict};
+
+/// How often refused commands are logged, at most: whoever may connect can write as many as they like.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// The commands of one session's stream.
+pub(super) struct Commands {
+    planner: CommandPlanner,
+    warmer: Arc<Warmer>,
+    /// To be filled when the transaction that is open is applied.
+    warm: Vec<Waiting>,
+    metrics: CommandMetrics,
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl Commands {
+    pub(super) fn new(entities: Vec<Arc<Entity>>, warmer: Arc<Warmer>, metrics: CommandMetrics) -> Self {
+        let planner = CommandPlanner::new(entities);
+        Commands { planner, warmer, warm: Vec::new(), metrics, told: None, untold: 0 }
+    }
+
+    /// Whether a message is for us.
+    pub(super) fn concerns(prefix: &str) -> bool {
+        prefix == command::PREFIX
+    }
+
+    /// Appends what a message with commands does.
+    pub(super) fn take(&mut self, message: &Message<'_>, effects: &mut Vec<Effect>) {
+        if !message.transactional {
+            // It was written whatever becomes of the transaction that wrote it, which may still be under way: an entry
+            // that is dropped now could be filled again with the state of before.
+            return self.refuse(Command::Unknown, Commanded::NotTransactional);
+        }
+        if message.content.len() > command::MAX_BYTES {
+            return self.too_large();
+        }
+        let mut planned = self.planner.plan(message.content);
+        effects.append(&mut planned.effects);
+        self.warm.extend(planned.warm.into_iter().filter_map(|(entity, key)| self.warmer.place(entity, key)));
+        for (kind, verdict) in planned.verdicts {
+            let kind = match kind {
+                Kind::Invalidate => Command::Invalidate,
+                Kind::Warm => Command::Warm,
+                Kind::Tag => Command::Tag,
+                Kind::Unknown => Command::Unknown,
+            };
+            match verdict {
+                Verdict::Planned => self.metrics.count(kind, Commanded::Done),
+                Verdict::Malformed => self.refuse(kind, Commanded::Malformed),
+                Verdict::UnknownEntity => self.refuse(kind, Commanded::UnknownEntity),
+                Verdict::BadKey => self.refuse(kind, Commanded::BadKey),
+                Verdict::NoTags => self.refuse(kind, Commanded::NoTags),
+            }
+        }
+    }
+
+    /// A message with commands was too large to be read.
+    pub(super) fn too_large(&mut self) {
+        self.refuse(Command::Unknown, Commanded::TooLarge);
+    }
+
+    /// The transaction that is open ends at `end_lsn`.
+    pub(super) fn commit(&mut self, end_lsn: Lsn) {
+        if !self.warm.is_empty() {
+            self.warmer.release(end_lsn, self.warm.drain(..));
+        }
+    }
+
+    /// Never with what the message says: it may hold values.
+    fn refuse(&mut self, command: Command, result: Commanded) {
+        self.metrics.count(command, result);
+        if self.told.is_some_and(|told| told.elapsed() < QUIET) {
+            self.untold += 1;
+            return;
+        }
+        self.told = Some(Instant::now());
+        let (untold, remedy) = (std::mem::take(&mut self.untold), remedy(result));
+        warn!(?command, reason = ?result, untold, "an application's command in the log was refused: {remedy}");
+    }
+}
+
+fn remedy(result: Commanded) -> &'static str {
+    match result {
+        Commanded::UnknownEntity => "it names no entity of this configuration",
+        Commanded::BadKey => "what it names can be no key of the entity; nothing was invalidated for it",
+        Commanded::NoTags => "no entry bears tags; invalidate by entity and key",
+        Commanded::NotTransactional => "pass true as the first argument of pg_logical_emit_message",
+        Commanded::TooLarge => "write several messages of up to 1 MiB each",
+        _ => "write {\"invalidate\":{\"entity\":...,\"keys\":[...]}} or \"warm\" likewise, or an array of these",
+    }
+}

@@ -1,0 +1,132 @@
+use super::*;
+use crate::entity::{OnChange, Shape};
+use crate::key::{KeyColumn, KeyType};
+use proptest::prelude::*;
+use std::time::Duration;
+
+fn column(name: &str, key_type: KeyType) -> KeyColumn {
+    KeyColumn { name: name.into(), type_oid: 0, key_type, cast: String::new() }
+}
+
+fn entity(id: usize, name: &str, key: Vec<KeyColumn>) -> Arc<Entity> {
+    let shape = Shape {
+        table_oid: 1,
+        tables: Vec::new(),
+        columns: vec![],
+        key,
+        whole_row: true,
+        partitioned: false,
+        version: 0,
+        published: Default::default(),
+    };
+    let table = ("public".into(), name.into());
+    Arc::new(Entity::new(id, name.into(), table, OnChange::Refresh, Duration::MAX, false, "p:", shape))
+}
+
+fn planner() -> CommandPlanner {
+    let int = || KeyType::Integer(i32::MIN.into(), i32::MAX.into());
+    CommandPlanner::new(vec![
+        entity(0, "product", vec![column("id", int())]),
+        entity(1, "line", vec![column("order", int()), column("code", KeyType::Text)]),
+        entity(2, "price", vec![column("amount", KeyType::Numeric(2))]),
+        entity(3, "flag", vec![column("on", KeyType::Bool)]),
+    ])
+}
+
+/// What a message does, in words: `- p:product:42`, `discard 0`, `warm p:product:42`, `Invalidate BadKey`.
+fn planned(content: &str) -> Vec<String> {
+    let Commanded { effects, warm, verdicts } = planner().plan(content.as_bytes());
+    let effects = effects.into_iter().map(|effect| match effect {
+        Effect::Delete { key, cause: Cause::Command, .. } => format!("- {}", String::from_utf8(key).unwrap()),
+        Effect::Discard { entity, cause: Cause::Command } => format!("discard {entity}"),
+        other => panic!("{other:?}"),
+    });
+    let warm = warm.into_iter().map(|(_, key)| format!("warm {}", key.redis()));
+    let refused = verdicts.into_iter().filter(|(_, verdict)| *verdict != Verdict::Planned);
+    effects.chain(warm).chain(refused.map(|(kind, verdict)| format!("{kind:?} {verdict:?}"))).collect()
+}
+
+#[test]
+fn every_spelling_of_a_key_names_one_entry() {
+    for key in ["42", "\"42\"", "\"042\"", "\"+42\"", "[42]", "[\"042\"]", "\"%34%32\"", "\"\\u0034\\u0032\""] {
+        let message = format!("{{\"invalidate\":{{\"entity\":\"product\",\"key\":{key}}}}}");
+        assert_eq!(planned(&message), ["- p:product:42"], "{key}");
+    }
+    for (key, wanted) in [
+        ("\"7,a%2Fb%2Cc\"", "- p:line:7,a/b%2Cc"),
+        ("[7,\"a/b,c\"]", "- p:line:7,a/b%2Cc"),
+        ("[7,\"100%\"]", "- p:line:7,100%25"),
+        ("[\"07\",3]", "- p:line:7,3"),
+        ("[7,true]", "- p:line:7,true"),
+    ] {
+        let message = format!("{{\"invalidate\":{{\"entity\":\"line\",\"key\":{key}}}}}");
+        assert_eq!(planned(&message), [wanted], "{key}");
+    }
+    assert_eq!(planned(r#"{"invalidate":{"entity":"price","key":10.50}}"#), ["- p:price:10.50"]);
+    assert_eq!(planned(r#"{"invalidate":{"entity":"flag","key":true}}"#), ["- p:flag:t"]);
+}
+
+#[test]
+fn what_can_be_no_key_is_refused_alone() {
+    for key in ["null", "{}", "\"\"", "\"x\"", "4.2", "1e2", "[]", "[1,2]", "\"1,2\"", "\"%zz\"", "[null]", "[[1]]"] {
+        let message = format!("{{\"invalidate\":{{\"entity\":\"product\",\"keys\":[1,{key},2]}}}}");
+        assert_eq!(planned(&message), ["- p:product:1", "- p:product:2", "Invalidate BadKey"], "{key}");
+        let message = format!("{{\"warm\":{{\"entity\":\"product\",\"key\":{key}}}}}");
+        assert_eq!(planned(&message), ["Warm BadKey"], "{key}");
+    }
+    assert_eq!(planned("{\"invalidate\":{\"entity\":\"line\",\"key\":[1,\"\\u0000\"]}}"), ["Invalidate BadKey"]);
+    assert_eq!(planned(r#"{"invalidate":{"entity":"price","key":10.5}}"#), ["Invalidate BadKey"]);
+}
+
+#[test]
+fn several_commands_in_one_message() {
+    let message = r#" [{"invalidate":{"entity":"product","keys":[1,2],"key":3}},
+        {"warm":{"entity":"product","keys":[1,"02"]},"invalidate":{"entity":"line"}},
+        {"invalidate":{"entity":"line","key":[1,"x"]}},{"invalidate":{"entity":"line"}},
+        {"invalidate":{"entity":"product","keys":[]}}] "#;
+    let wanted =
+        ["- p:product:1", "- p:product:2", "- p:product:3", "discard 1", "warm p:product:1", "warm p:product:2"];
+    assert_eq!(planned(message), wanted);
+    assert!(planned("[]").is_empty());
+}
+
+#[test]
+fn nothing_that_is_misspelled_means_a_whole_entity() {
+    for (message, wanted) in [
+        (r#"{"invalidate":{"entity":"product","kye":"42"}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{"entity":"product","keys":"42"}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{"entity":"product","keys":null}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{"entity":"product","key":null}}"#, "Invalidate BadKey"),
+        (r#"{"invalidate":{"entity":"product","entity":"line"}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{"entity":7}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":"product"}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{"entity":"Product"}}"#, "Invalidate UnknownEntity"),
+        (r#"{"invalidate":{"entity":"product","tag":"x"}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{"tag":"x"}}"#, "Invalidate NoTags"),
+        (r#"{"tag":{"entity":"product","key":1,"tags":["x"]}}"#, "Tag NoTags"),
+        (r#"{"warm":{"entity":"product"}}"#, "Warm Malformed"),
+        (r#"{"warm":{"entity":"nothing","key":1}}"#, "Warm UnknownEntity"),
+        (r#"{"drop":{"entity":"product"}}"#, "Unknown Malformed"),
+        ("{}", "Unknown Malformed"),
+        ("", "Unknown Malformed"),
+        ("7", "Unknown Malformed"),
+        ("[7]", "Unknown Malformed"),
+        (r#"{"invalidate":{"entity":"product"}} x"#, "Unknown Malformed"),
+        (r#"{"invalidate":{"entity":"product"}"#, "Unknown Malformed"),
+    ] {
+        assert_eq!(planned(message), [wanted], "{message}");
+    }
+    let verdicts = planner().plan(b"\xff{}").verdicts;
+    assert_eq!(verdicts, [(Kind::Unknown, Verdict::Malformed)], "not UTF-8");
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_text_never_panics(
+        text in "(\\{|\\}|\\[|\\]|\"|:|,|7|null|\\\\u00|invalidate|warm|entity|keys?|product|line| ){0,40}",
+    ) {
+        let Commanded { effects, warm, verdicts } = planner().plan(text.as_bytes());
+        prop_assert!(effects.len() + warm.len() <= text.len() && verdicts.len() <= text.len() + 1);
+    }
+}
