@@ -22,6 +22,8 @@ pub async fn switch(sql: &Client, to: &str) {
         if row.get::<_, &str>(0) == expected { Ok(()) } else { Err("not yet") }
     })
     .await;
+    // Whether commits wait at all is told to them by the checkpointer, which looks before each checkpoint.
+    sql.batch_execute("CHECKPOINT").await.unwrap();
 }
 
 pub async fn waiting_commits(sql: &Client) -> i64 {
