@@ -335,7 +335,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-    use crate::entity::{OnChange, Shape};
+    use crate::entity::{Definition, Shape};
 
     #[test]
     fn a_watermark_of_before_never_goes_with_a_generation_of_after() {
@@ -350,8 +350,7 @@ mod tests {
             published: Default::default(),
             tables: vec![],
         };
-        let table = ("public".into(), "rows".into());
-        let entity = Entity::new(0, "row".into(), table, OnChange::Refresh, Duration::MAX, false, "", shape);
+        let entity = Entity::new(0, Definition::rows("row", "public", "rows"), "", shape);
         let hierarchy =
             Hierarchy { entities: vec![Arc::new(entity)], l1: None, l2: None, watermark: Watermark::default() };
         hierarchy.restart(Lsn::from_u64(TOP), Generation(0));

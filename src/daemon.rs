@@ -42,7 +42,7 @@ use crate::cache::warm::Warmer;
 use crate::cache::watermark::Watermark;
 use crate::cache::{Cache, Freshness, Hierarchy};
 use crate::config::{Config, EntityConfig, L2Config};
-use crate::entity::{Entity, EntryKey, Resolved, Shape};
+use crate::entity::{Definition, Entity, EntryKey, Resolved, Shape};
 use crate::metrics::{
     ApplyMetrics, AuditMetrics, CacheMetrics, CommandMetrics, FillMetrics, InstanceMetrics, ReplicationMetrics,
 };
@@ -283,10 +283,15 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
 fn context(config: Config, resolved: Vec<Resolved>, status: Arc<Status>) -> Result<Context, DaemonError> {
     let entities: Vec<Arc<Entity>> = (config.entities.iter().zip(resolved).enumerate())
         .map(|(id, (e, resolved))| {
-            let table = (e.table.schema.clone(), e.table.name.clone());
+            let definition = Definition {
+                on_change: e.on_change,
+                ttl: e.ttl,
+                populate: e.populate,
+                ..Definition::rows(&e.name, &e.table.schema, &e.table.name)
+            };
             let prefix = config.l2.as_ref().map_or("", |l2| &l2.prefix);
             let shape = resolved.shape.unwrap_or_else(|| Shape::unknown(resolved.signature));
-            let entity = Entity::new(id, e.name.clone(), table, e.on_change, e.ttl, e.populate, prefix, shape);
+            let entity = Entity::new(id, definition, prefix, shape);
             entity.set_standing(resolved.standing);
             entity.set_seen(resolved.signature);
             Arc::new(entity)

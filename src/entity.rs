@@ -1,11 +1,14 @@
 //! Entities: the configured kinds of cached things, as resolved against the source's catalog.
 
+pub mod query;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use self::query::Query;
 use crate::key::{Key, KeyColumn};
 use crate::lsn::Lsn;
 use crate::sqltype::SqlType;
@@ -194,7 +197,7 @@ impl Shape {
     }
 }
 
-/// A configured kind of cached thing: the rows of one table.
+/// A configured kind of cached thing: the rows of one table, or the results of a query.
 #[derive(Debug)]
 pub struct Entity {
     /// Position in the configuration, and in every table that is kept by entity.
@@ -211,6 +214,8 @@ pub struct Entity {
     pub ttl: Duration,
     /// Whether changes also write entries that nobody has read.
     pub populate: bool,
+    /// What its entries are the results of; `None` where they are the rows of its table. With a query it has no table.
+    pub query: Option<Query>,
     /// `{prefix}{entity}:`, what the entity's keys in Redis begin with.
     pub redis_prefix: String,
     shape: ArcSwap<Shape>,
@@ -223,19 +228,44 @@ pub struct Entity {
     images_after: AtomicU64,
 }
 
+/// What the configuration says of an entity.
+#[derive(Debug, Clone)]
+pub struct Definition {
+    /// As [`Entity::name`].
+    pub name: String,
+    /// As [`Entity::schema`].
+    pub schema: String,
+    /// As [`Entity::table`].
+    pub table: String,
+    /// As [`Entity::on_change`].
+    pub on_change: OnChange,
+    /// As [`Entity::ttl`].
+    pub ttl: Duration,
+    /// As [`Entity::populate`].
+    pub populate: bool,
+    /// As [`Entity::query`].
+    pub query: Option<Query>,
+}
+
+impl Definition {
+    /// The rows of a table, with what holds where the configuration is silent.
+    pub fn rows(name: &str, schema: &str, table: &str) -> Self {
+        Definition {
+            name: name.to_owned(),
+            schema: schema.to_owned(),
+            table: table.to_owned(),
+            on_change: OnChange::default(),
+            ttl: Duration::from_secs(3600),
+            populate: false,
+            query: None,
+        }
+    }
+}
+
 impl Entity {
-    /// An entity with the shape that the catalog gave.
-    #[allow(clippy::too_many_arguments, reason = "one caller, which has each of them under that very name")]
-    pub fn new(
-        id: usize,
-        name: String,
-        (schema, table): (String, String),
-        on_change: OnChange,
-        ttl: Duration,
-        populate: bool,
-        prefix: &str,
-        shape: Shape,
-    ) -> Self {
+    /// An entity with the shape that the catalog gave; `prefix` is what all keys in Redis begin with.
+    pub fn new(id: usize, definition: Definition, prefix: &str, shape: Shape) -> Self {
+        let Definition { name, schema, table, on_change, ttl, populate, query } = definition;
         let redis_prefix = format!("{prefix}{name}:");
         Entity {
             id,
@@ -245,6 +275,7 @@ impl Entity {
             on_change,
             ttl,
             populate,
+            query,
             redis_prefix,
             shape: ArcSwap::from_pointee(shape),
             generation: AtomicU64::new(0),

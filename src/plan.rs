@@ -67,6 +67,15 @@ pub enum Effect {
         /// Why.
         cause: Cause,
     },
+    /// Drop the entries whose keys a rule's lookup gives for a changed row: see [`crate::entity::query::Via::Lookup`].
+    Lookup {
+        /// The entity.
+        entity: usize,
+        /// The position of the rule among the query's.
+        rule: usize,
+        /// The row's values that the lookup is given, in Postgres' text form; `None` for NULL.
+        values: Vec<Option<Vec<u8>>>,
+    },
     /// Make all of the entity's entries unservable: a TRUNCATE, or a row whose key the stream does not tell.
     Raise {
         /// The entity.

@@ -92,7 +92,7 @@ impl Warmer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entity::{Entity, OnChange, Shape};
+    use crate::entity::{Definition, Entity, Shape};
     use crate::key::{KeyColumn, KeyType};
 
     #[tokio::test]
@@ -108,8 +108,7 @@ mod tests {
             version: 0,
             published: Default::default(),
         };
-        let table = ("public".into(), "rows".into());
-        let entity = Entity::new(0, "row".into(), table, OnChange::Refresh, Duration::MAX, false, "", shape);
+        let entity = Entity::new(0, Definition::rows("row", "public", "rows"), "", shape);
         let key = |n: usize| entity.key(&format!("{n}{}", "x".repeat(1000))).unwrap();
         let warmer = Warmer::new(CommandMetrics::new());
         let mut waiting: Vec<Waiting> = (0..).map_while(|n| warmer.place(0, key(n))).collect();

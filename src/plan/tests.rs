@@ -1,8 +1,7 @@
 use super::*;
 use crate::change::{RelationColumn, ReplicaIdentity};
-use crate::entity::{Shape, ValueColumn};
+use crate::entity::{Definition, Shape, ValueColumn};
 use crate::key::{KeyColumn, KeyType};
-use std::time::Duration;
 
 const INT4: u32 = 23;
 const TEXT: u32 = 25;
@@ -27,8 +26,8 @@ fn shape() -> Shape {
 }
 
 fn entity(on_change: OnChange) -> Arc<Entity> {
-    let table = ("public".into(), "products".into());
-    Arc::new(Entity::new(0, "product".into(), table, on_change, Duration::from_secs(60), false, "p:", shape()))
+    let definition = Definition { on_change, ..Definition::rows("product", "public", "products") };
+    Arc::new(Entity::new(0, definition, "p:", shape()))
 }
 
 fn relation(columns: &[(&str, u32)]) -> Arc<Relation> {
@@ -76,6 +75,7 @@ fn planned(entity: &Arc<Entity>, relation: &Arc<Relation>, change: &Change<'_>) 
             format!("{} ~ {}", String::from_utf8(key).unwrap(), String::from_utf8(value.into()).unwrap())
         }
         Effect::Delete { key, cause, .. } => format!("{} - {cause:?}", String::from_utf8(key).unwrap()),
+        Effect::Lookup { rule, .. } => format!("lookup {rule}"),
         Effect::Raise { .. } => "raise".into(),
         Effect::Discard { cause, .. } => format!("discard - {cause:?}"),
         Effect::Reshape { .. } => "reshape".into(),
@@ -266,9 +266,7 @@ fn a_table_is_placed_by_what_it_is_a_partition_of() {
     let whole = entity(OnChange::Refresh);
     let mut split = shape();
     split.partitioned = true;
-    let table = ("public".into(), "split".into());
-    let ttl = Duration::from_secs(60);
-    let split = Arc::new(Entity::new(1, "split".into(), table, OnChange::Refresh, ttl, false, "p:", split));
+    let split = Arc::new(Entity::new(1, Definition::rows("split", "public", "split"), "p:", split));
     let planner = Planner::new(vec![whole, split]);
     let placed = |of: &[(&str, &str)]| {
         let of: Vec<_> = of.iter().map(|(schema, name)| ((*schema).to_owned(), (*name).to_owned())).collect();

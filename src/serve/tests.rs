@@ -14,7 +14,7 @@ use warp::http::{HeaderMap, Request};
 
 use super::*;
 use crate::cache::answer::Outcome;
-use crate::entity::{OnChange, Shape};
+use crate::entity::{Definition, Shape};
 use crate::key::{KeyColumn, KeyType};
 use crate::lsn::Lsn;
 
@@ -45,8 +45,7 @@ fn entity(id: usize, name: &str, key: &[KeyType]) -> Arc<Entity> {
         published: Default::default(),
         tables: vec![],
     };
-    let table = ("public".to_owned(), name.to_owned());
-    Arc::new(Entity::new(id, name.into(), table, OnChange::Refresh, Duration::from_secs(60), false, "", shape))
+    Arc::new(Entity::new(id, Definition::rows(name, "public", name), "", shape))
 }
 
 /// `note` has text keys, `product` integers. A key's text says how it is answered; any other is its own value.

@@ -1,13 +1,12 @@
 //! Captured streams with the events expected of them, rows that differ from the catalog, and arbitrary bytes.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::decode::pgoutput::tests::fixture;
-use crate::entity::{OnChange, Shape, StreamedColumn, StreamedTable};
+use crate::entity::{Definition, Shape, StreamedColumn, StreamedTable};
 
 mod mutated;
 
@@ -49,9 +48,8 @@ fn shape(tables: Vec<StreamedTable>) -> Shape {
 }
 
 fn entity(tables: Vec<StreamedTable>) -> Arc<Entity> {
-    let name = tables.first().map(|table| (table.schema.clone(), table.name.clone())).unwrap_or_default();
-    let (on_change, ttl) = (OnChange::Refresh, Duration::from_secs(1));
-    Arc::new(Entity::new(0, "e".into(), name, on_change, ttl, false, "", shape(tables)))
+    let (schema, name) = tables.first().map(|table| (table.schema.clone(), table.name.clone())).unwrap_or_default();
+    Arc::new(Entity::new(0, Definition::rows("e", &schema, &name), "", shape(tables)))
 }
 
 /// The tables of `capture.sh`.

@@ -1,8 +1,7 @@
 use super::*;
-use crate::entity::{OnChange, Shape};
+use crate::entity::{Definition, Shape};
 use crate::key::{KeyColumn, KeyType};
 use proptest::prelude::*;
-use std::time::Duration;
 
 fn column(name: &str, key_type: KeyType) -> KeyColumn {
     KeyColumn { name: name.into(), type_oid: 0, key_type, cast: String::new() }
@@ -19,8 +18,7 @@ fn entity(id: usize, name: &str, key: Vec<KeyColumn>) -> Arc<Entity> {
         version: 0,
         published: Default::default(),
     };
-    let table = ("public".into(), name.into());
-    Arc::new(Entity::new(id, name.into(), table, OnChange::Refresh, Duration::MAX, false, "p:", shape))
+    Arc::new(Entity::new(id, Definition::rows(name, "public", name), "p:", shape))
 }
 
 fn planner() -> CommandPlanner {
