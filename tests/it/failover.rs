@@ -239,9 +239,9 @@ async fn a_failover_slot_goes_on_after_the_promotion() {
     let pair = pair("failover_slot", PostgresOptions::new()).await;
     let Pair { shop, standby, front, back: _back } = pair;
     let sql = shop.sql().await;
-    let number: i32 = sql.query_one("SELECT current_setting('server_version_num')::int", &[]).await.unwrap().get(0);
-    if number < 170_000 {
-        println!("skipped: failover slots need Postgres 17, and this is {}", number / 10_000);
+    let version = shop.stage.version().await;
+    if version < 17 {
+        println!("SKIPPED: failover slots need Postgres 17, and this is {version}");
         return;
     }
     sql.batch_execute("ALTER SYSTEM SET synchronized_standby_slots = 'standby'").await.unwrap();

@@ -23,7 +23,7 @@ mod shop;
 mod stage;
 mod wait;
 
-pub use config::{Config, Entity, needs_publications, plugin};
+pub use config::{Config, Entity, needs_publications, needs_wal2json, plugin};
 pub use daemon::{Daemon, Finished, cli};
 pub use histories::{Claim, Found, Histories, Kind, Row, Violation};
 pub use http::{Http, Response};

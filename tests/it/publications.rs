@@ -11,8 +11,7 @@ const SCHEMA: &str = "CREATE TABLE items (id int PRIMARY KEY, n int NOT NULL);
 
 /// Whether the server has row filters, column lists and publications of schemas: since Postgres 15.
 pub async fn has_filters(stage: &Stage) -> bool {
-    let version = stage.sql().await.query_one("SELECT current_setting('server_version_num')::int", &[]).await.unwrap();
-    version.get::<_, i32>(0) >= 150_000
+    stage.version().await >= 15
 }
 
 fn names<const N: usize>(names: [&str; N]) -> toml::Value {
@@ -236,9 +235,12 @@ async fn dropped_and_made_anew_while_the_daemon_runs() {
     for id in 0..20 {
         shop.put(&sql, id, 2).await;
     }
+    // From Postgres 18 on the stream goes on without it, as if its tables were not published.
+    let goes_on = shop.stage.version().await >= 18;
     eventually("say that the publication is missing", || async {
-        let problem = daemon.status().await["problem"].to_string();
-        if problem.contains("does not exist") { Ok(()) } else { Err(problem) }
+        let status = daemon.status().await;
+        let said = if goes_on { &status["entities"][0]["cause"] } else { &status["problem"] }.to_string();
+        if said.contains("does not exist") { Ok(()) } else { Err(said) }
     })
     .await;
     // As long as it is missing, nothing is given up: the slot stays.
@@ -257,7 +259,7 @@ async fn dropped_and_made_anew_while_the_daemon_runs() {
     shop.equals_postgres(&daemon).await;
     assert!(daemon.status().await["entities"][0]["generation"].as_u64().unwrap() > before);
     let log = daemon.log();
-    assert!(log.contains("the publication was gone for a time, and changes with it"), "{log}");
+    assert!(goes_on || log.contains("the publication was gone for a time, and changes with it"), "{log}");
     // And from then on as before.
     shop.put(&sql, 3, 4).await;
     shop.equals_postgres(&daemon).await;

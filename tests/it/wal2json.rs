@@ -4,7 +4,7 @@
 use serde_json::json;
 use walcache::sandbox::{PostgresOptions, RedisOptions};
 
-use crate::harness::{Config, Entity, Finished, Scene, Stage, cli};
+use crate::harness::{Config, Entity, Finished, Scene, Stage, cli, needs_wal2json};
 
 async fn scene(name: &str, schema: &str, configure: impl FnOnce(Config) -> Config) -> Scene {
     Scene::open(name, schema, |config| {
@@ -37,6 +37,9 @@ fn ended(finished: &Finished, code: i32, said: &[&str]) {
 /// 11: rows are streamed under the names of partitions, which come and go.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitions_are_their_table() {
+    if needs_wal2json("wal2json::partitions_are_their_table").await {
+        return;
+    }
     let schema = "CREATE TABLE split (id int PRIMARY KEY, note text) PARTITION BY RANGE (id);
                   CREATE TABLE split_1 PARTITION OF split FOR VALUES FROM (0) TO (10);
                   CREATE TABLE split_2 (note text, gone int, id int NOT NULL);
@@ -97,6 +100,9 @@ async fn partitions_are_their_table() {
 /// 10: without a replica identity wal2json leaves changes out, where pgoutput's publication would forbid them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_that_are_left_out_are_noticed() {
+    if needs_wal2json("wal2json::changes_that_are_left_out_are_noticed").await {
+        return;
+    }
     let scene = items("w2j_identity").await;
     for identity in ["NOTHING", "FULL", "DEFAULT"] {
         for key in 1..=5 {
@@ -119,6 +125,9 @@ async fn changes_that_are_left_out_are_noticed() {
 /// 7: a value that is left out is not of a column that was dropped, and a name may have come to mean another column.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn columns_are_told_apart() {
+    if needs_wal2json("wal2json::columns_are_told_apart").await {
+        return;
+    }
     let scene = items("w2j_columns").await;
     scene.warm("item/1").await;
     scene.write("UPDATE items SET a = 'A' WHERE id = 1").await;
@@ -148,6 +157,9 @@ async fn columns_are_told_apart() {
 /// NaN and the infinities read as null before wal2json 2.6, and are not taken for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn values_that_are_not_told_are_read() {
+    if needs_wal2json("wal2json::values_that_are_not_told_are_read").await {
+        return;
+    }
     let schema = "CREATE TABLE readings (at int PRIMARY KEY, f float8, r real, n numeric);
                   INSERT INTO readings VALUES (1, 1, 1, 1), (2, 'NaN', NULL, NULL)";
     let scene = scene("w2j_nan", schema, |config| config.entity(Entity::new("reading", "readings"))).await;
@@ -166,6 +178,9 @@ async fn values_that_are_not_told_are_read() {
 /// Only the entities' tables are asked for, whatever they are called.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tables_of_any_name() {
+    if needs_wal2json("wal2json::tables_of_any_name").await {
+        return;
+    }
     let names = [r#""we.ird, \ "" * ' name""#, r#""sch,em.a *"."t""#, r#""*""#, r#""ünï cödé""#];
     let mut schema = r#"CREATE SCHEMA "sch,em.a *"; CREATE TABLE other (id int PRIMARY KEY);"#.to_owned();
     for name in names {
@@ -190,6 +205,9 @@ async fn tables_of_any_name() {
 /// 28: what is missing is said before anything is changed, with what mends it.
 #[tokio::test]
 async fn what_it_needs_is_checked() {
+    if needs_wal2json("wal2json::what_it_needs_is_checked").await {
+        return;
+    }
     let nowhere = PostgresOptions::new().setting("dynamic_library_path", "/nonexistent");
     let stage = Stage::private("w2j_check", nowhere, RedisOptions::new()).await;
     let table = "CREATE TABLE products (id int PRIMARY KEY, name text)";

@@ -4,7 +4,11 @@ use std::fmt::Write;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tokio::sync::OnceCell;
+use tokio_postgres::error::SqlState;
 use toml::{Table, Value};
+
+use super::Stage;
 
 /// The output plugin that the whole run is with: `WALCACHE_TEST_PLUGIN`, or pgoutput.
 ///
@@ -27,6 +31,26 @@ pub fn needs_publications(test: &str) -> bool {
     if skipped {
         let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
         println!("SKIPPED ({count}): {test} is about publications, and {} reads none", plugin());
+    }
+    skipped
+}
+
+/// Whether a test is about wal2json, and the servers of this run are without it. It says so. A run that is to be with that
+/// plugin fails instead.
+pub async fn needs_wal2json(test: &str) -> bool {
+    static MISSING: OnceCell<bool> = OnceCell::const_new();
+    let missing = MISSING.get_or_init(|| async {
+        let sql = Stage::shared("has_wal2json").await.sql().await;
+        let probe = "SELECT pg_create_logical_replication_slot('has_wal2json', 'wal2json', true)";
+        match sql.execute(probe, &[]).await {
+            Ok(_) => false,
+            Err(e) if e.code() == Some(&SqlState::UNDEFINED_FILE) => true,
+            Err(e) => panic!("{e}: {:?}", e.as_db_error()),
+        }
+    });
+    let skipped = plugin() != "wal2json" && *missing.await;
+    if skipped {
+        println!("SKIPPED: {test} needs wal2json, which this Postgres lacks");
     }
     skipped
 }

@@ -53,6 +53,12 @@ impl Stage {
         self.postgres.connect(&self.name).await.expect("connect to the private Postgres")
     }
 
+    /// The server's major version.
+    pub async fn version(&self) -> i32 {
+        let row = self.sql().await.query_one("SELECT current_setting('server_version_num')::int / 10000", &[]).await;
+        row.expect("ask the version of the private Postgres").get(0)
+    }
+
     /// Runs SQL statements in the test's database and returns an LSN at or above their commits.
     pub async fn execute(&self, sql: &str) -> Lsn {
         let client = self.sql().await;
