@@ -22,6 +22,8 @@ SELECT c.oid AS oid,
            SELECT 'publication ' || p.oid || ' ' || p.xmin FROM pg_publication p WHERE p.pubname = ANY ($4::text[])
            ORDER BY 1
        ) AS published_as,
+       -- A walsender of those versions goes on sending a detached partition's changes as those of the table that it was in.
+       current_setting('server_version_num')::int < 150000 AS remembers_partitions,
        ARRAY(SELECT a.relid::oid FROM pg_partition_ancestors(c.oid) a WHERE a.relid <> c.oid) AS ancestors
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -93,7 +93,7 @@ pub struct Shape {
     /// Which of its rows are streamed.
     pub published: Published,
     /// The tables under whose names its rows are streamed: the table itself, then its partitions of every level. Empty
-    /// where the stream announces tables by itself, as pgoutput's does.
+    /// where the stream announces tables by itself, as pgoutput's does; from Postgres 15 on also which partitions are its.
     pub tables: Vec<StreamedTable>,
 }
 

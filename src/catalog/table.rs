@@ -100,11 +100,18 @@ pub(super) async fn inspect(
         });
         let columns = columns.collect();
         let (published_as, tables) = match source.plugin {
+            // So that the stream starts again where they are others.
+            Plugin::Pgoutput if kind == "p" && row.get("remembers_partitions") => {
+                (row.get::<_, Vec<String>>("published_as"), wal2json::streamed_tables(client, oid).await?)
+            }
             Plugin::Pgoutput => (row.get::<_, Vec<String>>("published_as"), Vec::new()),
-            Plugin::Wal2json => (Vec::new(), wal2json::streamed_tables(client, oid).await?),
+            Plugin::Wal2json => {
+                let tables = wal2json::streamed_tables(client, oid).await?;
+                let needed_names: Vec<&str> = needed.iter().map(|column| column.name.as_str()).collect();
+                wal2json::check_computed(&entity.name, &needed_names, &tables, findings);
+                (Vec::new(), tables)
+            }
         };
-        let needed_names: Vec<&str> = needed.iter().map(|column| column.name.as_str()).collect();
-        wal2json::check_computed(&entity.name, &needed_names, &tables, findings);
         let published = crate::entity::hash(format!("{published_as:?}").as_bytes());
         table.shape = Some(Shape {
             version: crate::entity::hash(format!("{signature} {:?}", types.version).as_bytes()),

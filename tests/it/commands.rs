@@ -9,8 +9,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use walcache::sandbox::{PostgresOptions, RedisOptions};
 
-use crate::gate::{ANYBODY, NOBODY, received, switch, waiting_commits};
-use crate::harness::{Entity, Http, Scene, Shop, current_lsn, eventually, version};
+use crate::harness::{Entity, Hidden, Http, Scene, Shop, current_lsn, eventually, version};
 
 const SCHEMA: &str = "CREATE TABLE items (id int PRIMARY KEY, n int NOT NULL);
      INSERT INTO items SELECT i, i * 10 FROM generate_series(1, 9) i;
@@ -200,36 +199,20 @@ async fn whoever_passes_its_lsn_never_sees_what_it_invalidated() {
 /// An invalidation of a transaction that is not visible yet waits: whoever fills now would fill the state of before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_invalidation_waits_for_the_gate() {
-    let postgres = PostgresOptions::new().setting("synchronous_commit", "local");
-    let shop = Shop::with("command_gate", postgres, RedisOptions::new()).await;
+    let shop = Shop::with("command_gate", Hidden::postgres(), RedisOptions::new()).await;
     let sql = shop.sql().await;
     sql.batch_execute("INSERT INTO counters VALUES (1, 1)").await.unwrap();
     let daemon = shop.daemon().await;
     let http = daemon.http();
     http.get("/v1/counter/1").await.expect(200);
-    switch(&sql, NOBODY).await;
-    let before = current_lsn(&sql).await;
-    let writer = shop.sql().await;
-    let commit = tokio::spawn(async move {
-        writer.batch_execute("SET synchronous_commit = on; SELECT walcache.invalidate('counter', '1')").await
-    });
-    eventually("have the commit wait for the standby", || async {
-        if waiting_commits(&sql).await == 1 { Ok(()) } else { Err("it does not wait") }
-    })
-    .await;
-    let hanging = current_lsn(&sql).await;
-    eventually("stream the hidden commit", || async {
-        let at = received(&daemon).await;
-        if at >= hanging { Ok(()) } else { Err(at.to_string()) }
-    })
-    .await;
+    let hidden = Hidden::write(&shop, &daemon, &["SELECT walcache.invalidate('counter', '1')"]).await;
+    let hanging = hidden.lsn;
     for _ in 0..20 {
         assert_ne!(http.get("/v1/counter/1").await.header("x-cache"), "MISS", "it was dropped before it was visible");
     }
     let applied: walcache::lsn::Lsn = daemon.status().await["applied_lsn"].as_str().unwrap().parse().unwrap();
-    assert!(applied < hanging && applied >= before.min(applied), "{applied}");
-    switch(&sql, ANYBODY).await;
-    commit.await.unwrap().unwrap();
+    assert!(applied < hanging, "{applied}");
+    hidden.show(&sql).await;
     daemon.wait_applied(hanging).await;
     assert_eq!(http.get("/v1/counter/1").await.header("x-cache"), "MISS");
     shop.equals_postgres(&daemon).await;

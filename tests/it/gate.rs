@@ -2,39 +2,10 @@
 
 use std::time::Duration;
 
-use tokio_postgres::Client;
 use walcache::lsn::Lsn;
-use walcache::sandbox::{PostgresOptions, RedisOptions};
+use walcache::sandbox::RedisOptions;
 
-use crate::harness::{Raw, Shop, current_lsn, eventually, servable, version};
-
-/// No standby ever connects under this name.
-pub const NOBODY: &str = "ALTER SYSTEM SET synchronous_standby_names = 'nobody'";
-pub const ANYBODY: &str = "ALTER SYSTEM SET synchronous_standby_names = ''";
-
-pub async fn switch(sql: &Client, to: &str) {
-    sql.batch_execute(to).await.unwrap();
-    sql.batch_execute("SELECT pg_reload_conf()").await.unwrap();
-    let expected = if to == NOBODY { "nobody" } else { "" };
-    // What the walwriter and backends see is decided at their next look; a new session's view is as good as any.
-    eventually("have the setting reloaded", || async {
-        let row = sql.query_one("SHOW synchronous_standby_names", &[]).await.unwrap();
-        if row.get::<_, &str>(0) == expected { Ok(()) } else { Err("not yet") }
-    })
-    .await;
-    // Whether commits wait at all is told to them by the checkpointer, which looks before each checkpoint.
-    sql.batch_execute("CHECKPOINT").await.unwrap();
-}
-
-pub async fn waiting_commits(sql: &Client) -> i64 {
-    let query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-    sql.query_one(query, &[]).await.unwrap().get(0)
-}
-
-pub async fn received(daemon: &crate::harness::Daemon) -> Lsn {
-    let status = daemon.status().await;
-    status["replication"]["received_lsn"].as_str().and_then(|t| t.parse().ok()).unwrap_or_default()
-}
+use crate::harness::{Hidden, Raw, Shop, current_lsn, eventually, servable, version};
 
 async fn reconnects(daemon: &crate::harness::Daemon) -> String {
     let text = daemon.admin().get("/metrics").await.text();
@@ -42,9 +13,7 @@ async fn reconnects(daemon: &crate::harness::Daemon) -> String {
 }
 
 async fn stage(name: &str) -> Shop {
-    // Only the writers under test wait for the standby.
-    let postgres = PostgresOptions::new().setting("wal_sender_timeout", "2s").setting("synchronous_commit", "local");
-    Shop::with(name, postgres, RedisOptions::new()).await
+    Shop::with(name, Hidden::postgres().setting("wal_sender_timeout", "2s"), RedisOptions::new()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -56,23 +25,9 @@ async fn what_is_not_visible_is_not_applied() {
     let http = daemon.http();
     assert_eq!(version(&http.get("/v1/counter/1").await.expect(200).json()), Some(1));
     let before_reconnects = reconnects(&daemon).await;
-    switch(&sql, NOBODY).await;
-
     let before = current_lsn(&sql).await;
-    let writer = shop.sql().await;
-    let commit = tokio::spawn(async move {
-        writer.batch_execute("SET synchronous_commit = on; UPDATE counters SET version = 2 WHERE id IN (1, 2)").await
-    });
-    eventually("have the commit wait for the standby", || async {
-        if waiting_commits(&sql).await == 1 { Ok(()) } else { Err("it does not wait") }
-    })
-    .await;
-    let hanging = current_lsn(&sql).await;
-    eventually("stream the hidden commit", || async {
-        let at = received(&daemon).await;
-        if at >= hanging { Ok(()) } else { Err(at.to_string()) }
-    })
-    .await;
+    let hidden = Hidden::write(&shop, &daemon, &["UPDATE counters SET version = 2 WHERE id IN (1, 2)"]).await;
+    let hanging = hidden.lsn;
     // Longer than the walsender's patience, and counted in its own messages: a slot that is still held by the same
     // process was kept alive.
     let walsender = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1";
@@ -94,8 +49,7 @@ async fn what_is_not_visible_is_not_applied() {
     assert_eq!(reconnects(&daemon).await, before_reconnects);
     assert!(shop.confirmed().await < hanging);
 
-    switch(&sql, ANYBODY).await;
-    commit.await.unwrap().unwrap();
+    hidden.show(&sql).await;
     let end = current_lsn(&sql).await;
     for id in [1, 2] {
         let min = end.to_string();
@@ -119,22 +73,8 @@ async fn fills_race_with_commits_that_are_not_visible() {
     let daemon = shop.daemon().await;
     let mut raw = Raw::connect(&shop.stage).await.unwrap();
     for round in 1..=8 {
-        switch(&sql, NOBODY).await;
-        let writer = shop.sql().await;
-        let commit = tokio::spawn(async move {
-            let update = format!("SET synchronous_commit = on; UPDATE counters SET version = {round}");
-            writer.batch_execute(&update).await.unwrap();
-        });
-        eventually("have the commit wait for the standby", || async {
-            if waiting_commits(&sql).await == 1 { Ok(()) } else { Err("it does not wait") }
-        })
-        .await;
-        let hanging = current_lsn(&sql).await;
-        eventually("stream the hidden commit", || async {
-            let at = received(&daemon).await;
-            if at >= hanging { Ok(()) } else { Err(at.to_string()) }
-        })
-        .await;
+        let update = format!("UPDATE counters SET version = {round}");
+        let hidden = Hidden::write(&shop, &daemon, &[&update]).await;
         // Evicted, and filled again with the old row, for as long as the commit hangs and a little longer.
         let stop = tokio_util::sync::CancellationToken::new();
         let readers: Vec<_> = (0..8)
@@ -153,8 +93,7 @@ async fn fills_race_with_commits_that_are_not_visible() {
                 })
             })
             .collect();
-        switch(&sql, ANYBODY).await;
-        commit.await.unwrap();
+        hidden.show(&sql).await;
         let end = current_lsn(&sql).await;
         sql.batch_execute("SELECT pg_logical_emit_message(true, '', '')").await.unwrap();
         daemon.wait_applied(end).await;

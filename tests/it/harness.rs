@@ -10,6 +10,7 @@
 
 mod config;
 mod daemon;
+mod hidden;
 mod histories;
 mod http;
 mod judge;
@@ -25,6 +26,7 @@ mod wait;
 
 pub use config::{Config, Entity, needs_publications, needs_wal2json, plugin};
 pub use daemon::{Daemon, Finished, cli};
+pub use hidden::Hidden;
 pub use histories::{Claim, Found, Histories, Kind, Row, Violation};
 pub use http::{Http, Response};
 pub use judge::{Compared, Raw, servable};

@@ -9,15 +9,13 @@ use tokio_util::sync::CancellationToken;
 use walcache::lsn::Lsn;
 use walcache::sandbox::{PostgresOptions, RedisOptions};
 
-use crate::gate::{ANYBODY, NOBODY, received, switch, waiting_commits};
-use crate::harness::{Daemon, Http, Raw, Shop, current_lsn, eventually, version};
+use crate::harness::{Daemon, Hidden, Http, Raw, Shop, current_lsn, eventually, version};
 
 /// How long ten thousand transactions may take without optimization, beside other tests.
 const LONG: Duration = Duration::from_secs(60);
 
 async fn prepared_shop(name: &str) -> Shop {
-    let postgres =
-        PostgresOptions::new().setting("max_prepared_transactions", "10").setting("synchronous_commit", "local");
+    let postgres = Hidden::postgres().setting("max_prepared_transactions", "10");
     Shop::with(name, postgres, RedisOptions::new()).await
 }
 
@@ -97,29 +95,14 @@ async fn a_prepared_transaction_waits_for_the_gate() {
     let http = daemon.http();
     assert_eq!(read(&http, 1).await, Some(1));
     sql.batch_execute("BEGIN; UPDATE counters SET version = 2 WHERE id = 1; PREPARE TRANSACTION 'p'").await.unwrap();
-    switch(&sql, NOBODY).await;
-    let writer = shop.sql().await;
-    let commit = tokio::spawn(async move {
-        writer.batch_execute("SET synchronous_commit = on").await?;
-        writer.batch_execute("COMMIT PREPARED 'p'").await
-    });
-    eventually("have the commit wait for the standby", || async {
-        if waiting_commits(&sql).await == 1 { Ok(()) } else { Err("it does not wait") }
-    })
-    .await;
-    let hanging = current_lsn(&sql).await;
-    eventually("stream the hidden commit", || async {
-        let at = received(&daemon).await;
-        if at >= hanging { Ok(()) } else { Err(at.to_string()) }
-    })
-    .await;
+    let hidden = Hidden::write(&shop, &daemon, &["COMMIT PREPARED 'p'"]).await;
+    let hanging = hidden.lsn;
     for _ in 0..20 {
         assert_eq!(read(&http, 1).await, Some(1), "served before it was visible in Postgres");
     }
     let status = daemon.status().await;
     assert!(status["applied_lsn"].as_str().unwrap().parse::<Lsn>().unwrap() < hanging, "{status}");
-    switch(&sql, ANYBODY).await;
-    commit.await.unwrap().unwrap();
+    hidden.show(&sql).await;
     daemon.wait_applied(hanging).await;
     assert_eq!(read(&http, 1).await, Some(2));
     shop.equals_postgres(&daemon).await;

@@ -4,10 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use walcache::failpoint::{Rule, WITHOUT};
-use walcache::sandbox::{PostgresOptions, RedisOptions};
+use walcache::sandbox::RedisOptions;
 
-use crate::gate::{ANYBODY, NOBODY, received, switch, waiting_commits};
-use crate::harness::{Crowd, Daemon, Kind, Raw, Shop, Violation, assert_none, current_lsn, eventually};
+use crate::harness::{Crowd, Daemon, Hidden, Kind, Raw, Shop, Violation, assert_none, current_lsn, eventually};
 use crate::overtaken::slow_reads;
 
 /// Whether a workload runs with all rules, or without the one that it is about.
@@ -51,9 +50,7 @@ fn finds(violations: &[Violation], always: &[Kind], perhaps: &[Kind]) {
 
 /// Commits that are streamed before they are visible, and fills of their rows meanwhile.
 async fn hidden_commits(name: &str, rules: Rules) -> Vec<Violation> {
-    // Only the writer under test waits for the standby.
-    let postgres = PostgresOptions::new().setting("synchronous_commit", "local");
-    let mut shop = Shop::with(name, postgres, RedisOptions::new()).await;
+    let mut shop = Shop::with(name, Hidden::postgres(), RedisOptions::new()).await;
     shop.config = shop.config.set("l1", "enabled", false);
     let sql = shop.sql().await;
     let rows = BTreeSet::from_iter(0..8);
@@ -64,32 +61,17 @@ async fn hidden_commits(name: &str, rules: Rules) -> Vec<Violation> {
     let (http, mut raw) = (daemon.http(), Raw::connect(&shop.stage).await.unwrap());
     let mut violations = Vec::new();
     for version in 2..5 {
-        switch(&sql, NOBODY).await;
-        let writer = shop.sql().await;
         let changes = BTreeMap::from_iter(rows.iter().map(|row| (*row, Some(version))));
         let transaction = shop.histories.turns(&rows).await.begin(&changes, None);
-        let commit = tokio::spawn(async move {
-            let update = format!("SET synchronous_commit = on; UPDATE counters SET version = {version} WHERE id < 8");
-            writer.batch_execute(&update).await.unwrap();
-        });
-        eventually("have the commit wait for the standby", || async {
-            if waiting_commits(&sql).await == 1 { Ok(()) } else { Err("it does not wait") }
-        })
-        .await;
-        let hanging = current_lsn(&sql).await;
-        eventually("stream the hidden commit", || async {
-            let at = received(&daemon).await;
-            if at >= hanging { Ok(()) } else { Err(at.to_string()) }
-        })
-        .await;
+        let update = format!("UPDATE counters SET version = {version} WHERE id < 8");
+        let hidden = Hidden::write(&shop, &daemon, &[&update]).await;
         for _ in 0..20 {
             for row in &rows {
                 raw.run(&["UNLINK", &format!("counter:{row}")]).await.unwrap();
                 http.get(&format!("/v1/counter/{row}")).await.expect(200);
             }
         }
-        switch(&sql, ANYBODY).await;
-        commit.await.unwrap();
+        hidden.show(&sql).await;
         let at = current_lsn(&sql).await;
         transaction.committed(at);
         sql.batch_execute("SELECT pg_logical_emit_message(true, '', '')").await.unwrap();

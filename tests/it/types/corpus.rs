@@ -76,6 +76,20 @@ pub(super) async fn sections(sql: &Client) -> Vec<Section> {
             println!("type {} is not supported here", section.name);
             section.values = vec![format!("NULL::{}", section.name)];
         }
+        if section.name == "interval" {
+            // Postgres 14 takes no intervals of more than 2^31 hours.
+            let mut values = Vec::new();
+            for value in std::mem::take(&mut section.values) {
+                match sql.batch_execute(&format!("SELECT {value}")).await {
+                    Ok(()) => values.push(value),
+                    Err(error) => {
+                        assert_eq!(error.code(), Some(&SqlState::INTERVAL_FIELD_OVERFLOW), "{value}: {error}");
+                        println!("there is no {value} here");
+                    }
+                }
+            }
+            section.values = values;
+        }
         here.push(section);
     }
     here

@@ -262,7 +262,7 @@ impl Maker {
             "bytea" => format!("'\\x{:x}'", self.rng.random::<u128>() | 1 << 127),
             "uuid" => format!("'{:032x}'", self.rng.random::<u128>()),
             "timestamp" | "timestamptz" | "date" => {
-                format!("timestamp '2000-01-01' + interval '{} microseconds'", micros(&mut self.rng))
+                format!("timestamp '2000-01-01' + {} * interval '1 microsecond'", micros(&mut self.rng))
             }
             "interval" => format!(
                 "make_interval(months => {}, days => {}, secs => {})",
