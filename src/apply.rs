@@ -6,9 +6,11 @@
 pub mod batch;
 pub mod claim;
 mod joining;
+pub mod lookup;
 pub mod outage;
 mod predecessors;
 pub mod reshape;
+mod seal;
 mod second;
 mod writer;
 
@@ -18,18 +20,23 @@ use std::time::{Duration, Instant, SystemTime};
 use redis::aio::MultiplexedConnection;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::batch::Batch;
 use self::claim::{Position, draw};
 use self::joining::Joining;
+use self::lookup::Lookups;
 use self::outage::Outage;
 use self::reshape::JOINING;
 use self::second::Second;
 use crate::cache::Hierarchy;
+use crate::cache::requery::{Dropped, Requeries};
+use crate::cache::sweep::Due;
+use crate::cache::voids::Field;
 use crate::entity::{Entity, Generation, Resolved, Standing};
 use crate::failpoint::{self, Point, Rule};
 use crate::gate::{Gate, GateError};
+use crate::lsn::Lsn;
 use crate::metrics::{ApplyMetrics, Cause, Fenced, ReplicationMetrics};
 use crate::source::SourceError;
 
@@ -104,7 +111,11 @@ pub struct Applier<L> {
     source_id: String,
     shapes: L,
     joining: Joining,
+    lookups: Lookups,
     outage: Arc<Outage>,
+    requeries: Arc<Requeries>,
+    /// Whether any entity is to be read again.
+    requeries_any: bool,
     metrics: Metrics,
     cancel: CancellationToken,
 }
@@ -141,13 +152,20 @@ pub struct Start<'a, L> {
     pub position: Position<'a>,
     /// The catalog.
     pub shapes: L,
+    /// What runs lookups.
+    pub lookups: Lookups,
     /// How long L2 may be away.
     pub outage: Arc<Outage>,
+    /// What is to be read again.
+    pub requeries: Arc<Requeries>,
     /// Where to report.
     pub metrics: Metrics,
     /// Ends retries.
     pub cancel: CancellationToken,
 }
+
+/// Why a query's generation is raised for a row.
+const DEPENDED_ON: &str = "a row was changed that any of its entries may depend on";
 
 impl<L: LookUpShape> Applier<L> {
     /// Claims L2. While Redis is away, that takes as long as is tolerated; then the leader goes on without it. The slot
@@ -172,7 +190,9 @@ impl<L: LookUpShape> Applier<L> {
             start.hierarchy.restart(start.position.applied, generation);
             start.metrics.new_generation(&start.hierarchy);
         }
+        let requeries_any = start.hierarchy.entities.iter().any(|entity| entity.is_requeried());
         let mut applier = Applier {
+            requeries_any,
             hierarchy: start.hierarchy,
             second,
             config: start.config,
@@ -181,7 +201,9 @@ impl<L: LookUpShape> Applier<L> {
             source_id: start.position.source.to_owned(),
             shapes: start.shapes,
             joining: Joining::default(),
+            lookups: start.lookups,
             outage: start.outage,
+            requeries: start.requeries,
             metrics: start.metrics,
             cancel: start.cancel,
         };
@@ -197,31 +219,55 @@ impl<L: LookUpShape> Applier<L> {
         Ok(applier)
     }
 
-    /// Applies a batch: on return its progress may be confirmed.
+    /// Applies a batch; gives what may be confirmed from then on. That may be less than what the batch reaches, while a
+    /// [`lookup`] waits.
     ///
     /// # Errors
     /// If another leads, the source fails, or the daemon stops. What was not confirmed then comes again.
-    pub async fn apply(&mut self, mut batch: Batch) -> Result<(), ApplyError> {
+    pub async fn apply(&mut self, mut batch: Batch) -> Result<Option<Lsn>, ApplyError> {
+        let mut published = None;
         if !batch.xids.is_empty() && !failpoint::is_off(Rule::Gate) {
             let cancel = self.cancel.clone();
             let began = Instant::now();
-            tokio::select! {
-                passed = self.gate.pass(&batch.xids) => passed?,
-                () = cancel.cancelled() => return Err(ApplyError::Cancelled),
+            loop {
+                let given_up = lookup::until(self.lookups.deadline());
+                tokio::select! {
+                    biased;
+                    passed = self.gate.pass(&batch.xids) => break passed?,
+                    () = cancel.cancelled() => return Err(ApplyError::Cancelled),
+                    // Others must not wait for these.
+                    () = given_up => published = self.give_up_round().await?.or(published),
+                }
             }
             self.metrics.replication.gate_wait(began.elapsed());
         }
+        let own = if batch.lookups.is_empty() && !self.lookups.are_open() {
+            self.perform(&mut batch).await?
+        } else {
+            self.apply_in_round(batch).await?
+        };
+        Ok(own.or(published))
+    }
+
+    /// Writes what has passed the gate, and publishes the batch's progress.
+    async fn perform(&mut self, batch: &mut Batch) -> Result<Option<Lsn>, ApplyError> {
         let began = Instant::now();
+        let mut requeried = self.in_l1(batch);
         if let Some(l1) = &self.hierarchy.l1 {
             // Before L2: whatever is read from L2 from now on is kept in L1 only as long as this allows.
             for (key, op) in &batch.ops {
                 l1.fence().raise(key.hash, op.lsn);
             }
         }
+        let voids = batch.voids.iter().map(|(void, lsn)| (void, *lsn));
+        let floors = self.hierarchy.voids.raise(&self.hierarchy.entities, voids);
         failpoint::reached(Point::BeforeWrite);
-        if let Err(e) = self.write(&mut batch).await {
-            self.note(&e);
-            return Err(e);
+        match self.write(batch, floors).await {
+            Ok(in_l2) => requeried.extend(in_l2.into_iter().filter_map(|at| self.dropped(batch, at))),
+            Err(e) => {
+                self.note(&e);
+                return Err(e);
+            }
         }
         failpoint::reached(Point::BeforeConfirm);
         if let Some(lsn) = batch.progress {
@@ -230,11 +276,32 @@ impl<L: LookUpShape> Applier<L> {
             }
             self.hierarchy.watermark.advance(lsn);
         }
-        self.observe(&batch, began);
-        Ok(())
+        if !requeried.is_empty() {
+            self.requeries.add(requeried.into_iter());
+        }
+        self.observe(batch, began);
+        Ok(batch.progress)
     }
 
-    async fn write(&mut self, batch: &mut Batch) -> Result<(), ApplyError> {
+    /// Those of a batch's keys that L1 has, of entities that are to be read again.
+    fn in_l1(&self, batch: &Batch) -> Vec<Dropped> {
+        let Some(l1) = self.hierarchy.l1.as_ref().filter(|_| self.requeries_any) else { return Vec::new() };
+        let dropped = (0..batch.ops.len()).filter_map(|at| self.dropped(batch, at));
+        let stands = |dropped: &Dropped| {
+            l1.get(dropped.entity, &dropped.key, self.hierarchy.entities[dropped.entity].generation()).is_some()
+        };
+        dropped.filter(stands).collect()
+    }
+
+    /// A key of a batch, by position, if it is to be read again.
+    fn dropped(&self, batch: &Batch, at: usize) -> Option<Dropped> {
+        let (key, op) = batch.ops.get_index(at)?;
+        let entity = self.hierarchy.entities.get(op.entity).filter(|entity| entity.is_requeried())?;
+        let key = entity.stored_key(std::str::from_utf8(&key.key).ok()?)?;
+        Some(Dropped { entity: op.entity, key, lsn: op.lsn })
+    }
+
+    async fn write(&mut self, batch: &mut Batch, floors: Vec<Field>) -> Result<Vec<usize>, ApplyError> {
         if batch.look_around {
             self.look_around_now().await?;
         }
@@ -251,12 +318,18 @@ impl<L: LookUpShape> Applier<L> {
         for (id, cause) in batch.discard.iter().filter(|(id, _)| !batch.raise.contains(id)) {
             let reason = match cause {
                 crate::plan::Cause::Large => "a row was too large to be received",
-                _ => "the application said so",
+                crate::plan::Cause::Command => "the application said so",
+                crate::plan::Cause::Shape => "a row was changed that cannot be read as the catalog says",
+                crate::plan::Cause::Lookup => "which entries are concerned was not looked up",
+                _ => DEPENDED_ON,
             };
             self.raise(*id, reason).await?;
         }
+        if !floors.is_empty() {
+            self.second.set_floors(&floors, batch.high).await?;
+        }
         if batch.gaps > 0 {
-            self.second.fill_gaps(&self.hierarchy.entities, batch).await?;
+            self.second.fill_gaps(&self.hierarchy, batch).await?;
         }
         self.second.write(&self.hierarchy.entities, batch).await
     }
@@ -265,7 +338,12 @@ impl<L: LookUpShape> Applier<L> {
         let generation = draw(&self.source, self.hierarchy.newest_generation()).await?;
         let entity = self.hierarchy.entities[id].clone();
         self.second.raise(&entity, generation).await?;
-        info!(entity = entity.name, generation = generation.0, "starting a new generation: {reason}");
+        if reason == DEPENDED_ON {
+            // With each transaction, as it may be.
+            debug!(entity = entity.name, generation = generation.0, "starting a new generation: {reason}");
+        } else {
+            info!(entity = entity.name, generation = generation.0, "starting a new generation: {reason}");
+        }
         Ok(())
     }
 
@@ -312,6 +390,19 @@ impl<L: LookUpShape> Applier<L> {
         let name = entity.map(|id| self.hierarchy.entities[id].name.as_str());
         info!(entity = name, generation = generation.0, "starting a new generation: an operator asked for it");
         Ok(generation)
+    }
+
+    /// Takes patterns that were swept off the list, and off the fence.
+    ///
+    /// # Errors
+    /// As [`Applier::apply`]. Then they may still be in the fence, and are swept again.
+    pub async fn retire(&mut self, swept: &[Due]) -> Result<(), ApplyError> {
+        let retire = |due: &Due| self.hierarchy.voids.retire(&due.entity, &due.patterns);
+        let fields: Vec<Field> = swept.iter().flat_map(retire).collect();
+        if fields.is_empty() {
+            return Ok(());
+        }
+        self.second.unset(&fields).await.inspect_err(|e| self.note(e))
     }
 
     /// Waits until an L2 that was away can be connected to; for ever if it is not away.
@@ -369,5 +460,6 @@ fn label(cause: crate::plan::Cause) -> Cause {
         crate::plan::Cause::Shape => Cause::Ddl,
         crate::plan::Cause::Command => Cause::Command,
         crate::plan::Cause::Large => Cause::Large,
+        crate::plan::Cause::Lookup => Cause::Lookup,
     }
 }

@@ -13,25 +13,32 @@ pub mod answer;
 pub mod bound;
 pub mod fence;
 pub mod fill;
+pub mod hot;
 pub mod l1;
 pub mod l2;
 pub mod permits;
+pub mod requery;
 pub mod rows;
+pub mod sweep;
+pub mod tally;
+pub mod voids;
 pub mod warm;
 pub mod watermark;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::answer::{Answer, Demand, Outcome, ReadError};
 use self::bound::{Belief, Bound, Doubt};
 use self::fill::{Fetched, Filler};
-use self::l1::L1;
+use self::hot::HotSets;
+use self::l1::{Cached, L1};
 use self::l2::L2;
+use self::voids::Voids;
 use self::watermark::Watermark;
 use crate::entity::{Entity, EntryKey, Generation};
-use crate::entry::{self, Stored};
+use crate::entry::{self, Due, Stored};
 use crate::lsn::Lsn;
 use crate::metrics::{CacheMetrics, Lookup, Tier};
 
@@ -45,6 +52,8 @@ pub struct Hierarchy {
     pub l2: Option<Arc<L2>>,
     /// How far everything has been applied.
     pub watermark: Watermark,
+    /// What entries must have seen because of tags and patterns that were voided.
+    pub voids: Voids,
 }
 
 impl Hierarchy {
@@ -55,6 +64,15 @@ impl Hierarchy {
             l1.fence().raise_all(lsn);
         }
         self.watermark.advance(lsn);
+    }
+
+    /// Raises generations and floors to what the fence of an L2 says.
+    pub(crate) fn load(&self, fence: &HashMap<String, Vec<u8>>) {
+        let number = |field: &str| fence.get(field).and_then(|digits| Generation::from_hex16(digits));
+        for entity in &self.entities {
+            entity.raise(number("gen").max(number(&format!("gen:{}", entity.name))).unwrap_or_default());
+        }
+        self.voids.load(&self.entities, fence);
     }
 
     /// The highest generation of any entity, as far as this process knows.
@@ -75,6 +93,7 @@ impl Hierarchy {
         if let Some(l1) = &self.l1 {
             l1.fence().clear();
         }
+        self.voids.clear();
     }
 }
 
@@ -95,6 +114,7 @@ pub struct Cache {
     by_name: HashMap<String, Arc<Entity>>,
     filler: Arc<Filler>,
     freshness: Freshness,
+    hot: Arc<HotSets>,
     metrics: Arc<Vec<CacheMetrics>>,
 }
 
@@ -104,15 +124,16 @@ pub fn etag(value: Option<&[u8]>) -> u64 {
 }
 
 impl Cache {
-    /// A cache over a hierarchy.
+    /// A cache over a hierarchy, which tells the hot sets what is read.
     pub fn new(
         hierarchy: Arc<Hierarchy>,
         filler: Arc<Filler>,
         freshness: Freshness,
+        hot: Arc<HotSets>,
         metrics: Arc<Vec<CacheMetrics>>,
     ) -> Self {
         let by_name = hierarchy.entities.iter().map(|e| (e.name.clone(), e.clone())).collect();
-        Cache { hierarchy, by_name, filler, freshness, metrics }
+        Cache { hierarchy, by_name, filler, freshness, hot, metrics }
     }
 
     /// The entity of a name.
@@ -131,7 +152,9 @@ impl Cache {
         if demand.min_lsn.is_some_and(|min| belief.watermark < min) {
             return None;
         }
-        self.lookup_l1(entity, key, &belief)
+        let answer = self.lookup_l1(entity, key, &belief)?;
+        self.hot.read(entity.id, key);
+        Some(answer)
     }
 
     /// Reads a value from the first tier that may be believed, else from Postgres. L1 is asked only after a wait for a
@@ -140,6 +163,7 @@ impl Cache {
     /// # Errors
     /// If Postgres was needed and did not answer.
     pub async fn read(&self, entity: &Arc<Entity>, key: EntryKey, demand: Demand) -> Result<Answer, ReadError> {
+        self.hot.read(entity.id, &key);
         let belief = match self.awaited_belief(entity, &demand).await {
             Ok(belief) => belief,
             Err(doubt) => return self.read_source(entity, key, &demand, doubt).await,
@@ -148,9 +172,10 @@ impl Cache {
         if let Some(answer) = demand.min_lsn.and_then(|_| self.lookup_l1(entity, &key, &belief)) {
             return Ok(answer);
         }
+        let swept = self.hierarchy.voids.swept(entity);
         if let Some(l2) = &self.hierarchy.l2
             && let Ok(mut found) = l2.get(&[key.redis()]).await
-            && let Some(answer) = self.accept(entity, &key, found.pop().flatten(), &belief).await
+            && let Some(answer) = self.accept(entity, &key, found.pop().flatten(), (&belief, swept)).await
         {
             return Ok(answer);
         }
@@ -167,6 +192,7 @@ impl Cache {
         keys: Vec<EntryKey>,
         demand: Demand,
     ) -> Vec<Result<Answer, ReadError>> {
+        keys.iter().for_each(|key| self.hot.read(entity.id, key));
         let belief = match self.awaited_belief(entity, &demand).await {
             Ok(belief) => belief,
             Err(doubt) => {
@@ -178,9 +204,10 @@ impl Cache {
         let missing: Vec<usize> = (0..keys.len()).filter(|i| answers[*i].is_none()).collect();
         if let Some(l2) = self.hierarchy.l2.as_ref().filter(|_| !missing.is_empty()) {
             let names: Vec<&str> = missing.iter().map(|i| keys[*i].redis()).collect();
+            let swept = self.hierarchy.voids.swept(entity);
             if let Ok(found) = l2.get(&names).await {
                 for (i, stored) in missing.into_iter().zip(found) {
-                    answers[i] = self.accept(entity, &keys[i], stored, &belief).await;
+                    answers[i] = self.accept(entity, &keys[i], stored, (&belief, swept)).await;
                 }
             }
         }
@@ -219,8 +246,15 @@ impl Cache {
     }
 
     fn lookup_l1(&self, entity: &Entity, key: &EntryKey, belief: &Belief) -> Option<Answer> {
-        let cached = self.hierarchy.l1.as_ref()?.get(key, entity.generation());
-        let result = match (&cached, belief.stale) {
+        self.hierarchy.l1.as_ref()?;
+        let cached = self.hierarchy.cached(entity, key);
+        let mut stale = belief.stale;
+        let cached = match cached {
+            // Else none is held past its due time.
+            Some(cached) if entity.lifetime.renews() => self.look_after(entity, key, cached, &mut stale),
+            cached => cached,
+        };
+        let result = match (&cached, stale) {
             (None, _) => Lookup::Miss,
             (Some(_), Some(_)) => Lookup::Stale,
             (Some(_), None) => Lookup::Hit,
@@ -231,27 +265,62 @@ impl Cache {
             value: cached.value.clone(),
             etag: cached.etag,
             outcome: Outcome::HitL1,
-            stale: belief.stale,
+            stale,
             applied: belief.watermark,
             read: belief.watermark.max(cached.hi),
         })
     }
 
-    /// Takes what L2 has, if it may be served.
+    /// Sees to it that an entry of L1 is renewed that is due, or soon will be. One that is due is served from here, as stale,
+    /// only where there is no L2: there a newer one may stand, or at least others learn when it does.
+    fn look_after(
+        &self,
+        entity: &Entity,
+        key: &EntryKey,
+        cached: Arc<Cached>,
+        stale: &mut Option<Duration>,
+    ) -> Option<Arc<Cached>> {
+        let now = Instant::now();
+        if now >= cached.expires {
+            if self.hierarchy.l2.as_ref().is_some_and(|l2| l2.is_trusted()) {
+                return None;
+            }
+            *stale = (*stale).max(Some(now - cached.expires));
+            self.metrics[entity.id].lifetime.overdue();
+        } else if cached.expires - now > entity.ahead(cached.value.as_deref()) {
+            return Some(cached);
+        }
+        self.filler.renew(&self.hierarchy.entities[entity.id], key, cached.due);
+        Some(cached)
+    }
+
+    /// Takes what L2 has, if it may be served; `swept` was read before it was fetched.
     async fn accept(
         &self,
         entity: &Entity,
         key: &EntryKey,
         stored: Option<bytes::Bytes>,
-        belief: &Belief,
+        (belief, swept): (&Belief, Lsn),
     ) -> Option<Answer> {
         let generation = entity.generation();
-        let Some(Stored::Entry(label, value)) = stored.map(entry::decode) else {
+        let decode = |stored| entry::decode(stored, self.filler.max_value());
+        let Some(Stored::Entry(label, value)) = stored.map(decode) else {
             self.metrics[entity.id].lookup(Tier::L2, Lookup::Miss);
             return None;
         };
         // See `entry`: a value of a transaction that is still being applied may be one that was never committed.
-        if label.generation != generation || (label.split && belief.watermark < label.lo) {
+        if label.generation != generation
+            || (label.split && belief.watermark < label.lo)
+            || !self.hierarchy.stands(entity, key.redis(), label.lo, value.as_deref(), swept)
+        {
+            self.metrics[entity.id].lookup(Tier::L2, Lookup::Miss);
+            return None;
+        }
+        let now = Due::now();
+        let overdue = label.due.since(now);
+        if overdue.is_some_and(|past| past >= entity.lifetime.stale) {
+            // By this clock; Redis has not expired it yet, or an event has written it that lives shorter.
+            self.metrics[entity.id].lifetime.expired(Tier::L2, 1);
             self.metrics[entity.id].lookup(Tier::L2, Lookup::Miss);
             return None;
         }
@@ -260,11 +329,18 @@ impl Cache {
             self.metrics[entity.id].lookup(Tier::L2, Lookup::Miss);
             return None;
         };
+        let stale = stale.max(overdue);
+        if overdue.is_some() {
+            self.metrics[entity.id].lifetime.overdue();
+        }
+        if entity.lifetime.renews() && label.due.from(now).is_some_and(|left| left <= entity.ahead(value.as_deref())) {
+            self.filler.renew(&self.hierarchy.entities[entity.id], key, label.due);
+        }
         let result = if stale.is_some() { Lookup::Stale } else { Lookup::Hit };
         self.metrics[entity.id].lookup(Tier::L2, result);
         let etag = etag(value.as_deref());
         let basis = (belief.generation, belief.watermark);
-        self.hierarchy.keep(entity, key, value.clone(), etag, basis, label.hi).await;
+        self.hierarchy.keep(entity, key, value.clone(), etag, basis, (label.hi, label.due)).await;
         Some(Answer {
             value,
             etag,
@@ -349,10 +425,11 @@ mod tests {
             version: 0,
             published: Default::default(),
             tables: vec![],
+            query: None,
         };
         let entity = Entity::new(0, Definition::rows("row", "public", "rows"), "", shape);
-        let hierarchy =
-            Hierarchy { entities: vec![Arc::new(entity)], l1: None, l2: None, watermark: Watermark::default() };
+        let (watermark, voids) = (Watermark::default(), Voids::new(1));
+        let hierarchy = Hierarchy { entities: vec![Arc::new(entity)], l1: None, l2: None, watermark, voids };
         hierarchy.restart(Lsn::from_u64(TOP), Generation(0));
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {

@@ -7,7 +7,9 @@
 mod announce;
 mod finding;
 mod identity;
+mod lifetime;
 mod publication;
+mod queries;
 mod redis;
 mod server;
 mod signature;
@@ -18,16 +20,19 @@ mod wal2json;
 
 use tokio_postgres::{Client, Row};
 
-use crate::config::{Config, EntityConfig, Plugin};
+use crate::config::{Config, EntityConfig, Plugin, SourceConfig};
 use crate::entity::{Resolved, Shape, Standing};
 use crate::source::{SourceError, SourceUrl};
 
 pub use finding::{Finding, Phase, Severity};
+pub use queries::{LOCKED, RuleCost};
 pub use redis::inspect_l2;
 pub use signature::Signatures;
 pub use slot::FAILOVER_SLOTS;
 
 use finding::Findings;
+use signature::Signature;
+use table::Table;
 
 /// What an inspection found.
 #[derive(Debug, Clone)]
@@ -40,6 +45,8 @@ pub struct Inspection {
     pub has_slot: bool,
     /// Whether event triggers announce schema changes in the log.
     pub announces_ddl: bool,
+    /// What a change of a row costs by the rules of queries.
+    pub costs: Vec<RuleCost>,
 }
 
 impl Inspection {
@@ -60,26 +67,78 @@ pub async fn inspect(client: &Client, config: &Config) -> Result<Inspection, Sou
     let server = server::read(client, url.user()).await?;
     server::check(&server, &url, slot.as_ref(), &mut findings);
     server::check_own_schema(client, &server, url.user(), &mut findings).await?;
-    let wanted = config.entities.iter().map(|entity| &entity.table);
-    let signatures = Signatures::of(client, wanted, server.role_oid, &config.source).await?;
-    let mut tables = Vec::with_capacity(config.entities.len());
+    let signatures = Signatures::of(client, &config.entities, server.role_oid, &config.source).await?;
+    let mut looks = Looks::default();
     // Before the tables: see `Signatures::read`.
-    for (entity, signature) in config.entities.iter().zip(signatures.read(client).await?) {
+    for (entity, signature) in config.entities.iter().zip(signatures.read_parts(client).await?) {
         let role = (server.role_oid, url.user());
-        tables.push(table::inspect(client, entity, role, (&config.source, signature), &mut findings).await?);
+        looks.look(client, entity, role, (&config.source, signature), &mut findings).await?;
     }
     let announces_ddl = announce::check(client, &config.source, &mut findings).await?;
     match config.source.plugin {
-        Plugin::Pgoutput => publication::check(client, config, &mut tables, &mut findings).await?,
+        Plugin::Pgoutput => publication::check(client, config, &mut looks.tables, &mut findings).await?,
         Plugin::Wal2json => wal2json::check(client, &server, &mut findings).await?,
     }
     slot::check(slot.as_ref(), &config.source, (url.dbname(), server.version), &mut findings);
-    let shapes = tables.into_iter().map(|table| table.and_then(|table| table.shape)).collect();
-    Ok(Inspection { findings: findings.0, shapes, has_slot: slot.is_some(), announces_ddl })
+    let costs = std::mem::take(&mut looks.costs);
+    Ok(Inspection { findings: findings.0, shapes: looks.into_shapes(), has_slot: slot.is_some(), announces_ddl, costs })
+}
+
+/// Looks at entities, one by one, and what of their tables is published then.
+#[derive(Default)]
+struct Looks {
+    /// Those of all entities, one after the other; `None` where there is no such table.
+    tables: Vec<Option<Table>>,
+    /// By entity: its tables among these, and what is known of its query, if it is one.
+    entities: Vec<(std::ops::Range<usize>, Option<Option<Shape>>)>,
+    costs: Vec<RuleCost>,
+}
+
+impl Looks {
+    async fn look(
+        &mut self,
+        client: &Client,
+        entity: &EntityConfig,
+        role: (u32, &str),
+        (source, signature): (&SourceConfig, Signature),
+        findings: &mut Findings,
+    ) -> Result<(), SourceError> {
+        let from = self.tables.len();
+        let of_query = match entity.query() {
+            Some(query) => {
+                let looked = queries::inspect(client, (entity, &query), role, (source, signature), findings).await?;
+                self.tables.extend(looked.tables);
+                self.costs.extend(looked.costs);
+                Some(looked.shape)
+            }
+            None => {
+                self.tables.push(table::inspect(client, entity, role, (source, signature), findings).await?);
+                None
+            }
+        };
+        self.entities.push((from..self.tables.len(), of_query));
+        Ok(())
+    }
+
+    fn into_shapes(mut self) -> Vec<Option<Shape>> {
+        let shape = |(range, of_query): (std::ops::Range<usize>, Option<Option<Shape>>)| {
+            let tables = self.tables.get_mut(range)?;
+            match of_query {
+                Some(shape) => shape.map(|shape| Shape { published: queries::published(tables), ..shape }),
+                None => tables.first_mut()?.take()?.into_shape(),
+            }
+        };
+        self.entities.into_iter().map(shape).collect()
+    }
 }
 
 /// Findings with which rows cannot be read, or not all of them, though the table is there with all of its columns.
 const UNREADABLE: [&str; 3] = ["table_rights", table::ROW_SECURITY, "row_security_role"];
+
+/// Whether a finding keeps an entity's rows, or its query's results, from being read.
+fn is_unreadable(finding: &Finding) -> bool {
+    UNREADABLE.contains(&finding.code) || queries::UNREADABLE.contains(&finding.code)
+}
 
 /// One entity as the catalog has it now, for the role that is connected; and the errors that keep it from being cached.
 ///
@@ -93,19 +152,24 @@ pub async fn resolve(
     let role =
         query_one(client, "read role", "SELECT oid, rolname::text FROM pg_roles WHERE rolname = current_user", &[]);
     let role = role.await?;
-    let table = std::iter::once(&entity.table);
-    let signatures = Signatures::of(client, table, role.get(0), &config.source).await?;
-    let signature = signatures.read(client).await?.first().copied().unwrap_or_default();
+    let signatures = Signatures::of(client, std::slice::from_ref(entity), role.get(0), &config.source).await?;
+    let mut signature = signatures.read_parts(client).await?.first().copied().unwrap_or_default();
     let mut findings = Findings::default();
     let role = (role.get(0), role.get(1));
-    let mut tables = [table::inspect(client, entity, role, (&config.source, signature), &mut findings).await?];
-    if config.source.plugin == Plugin::Pgoutput {
-        publication::check(client, config, &mut tables, &mut findings).await?;
+    let mut looks = Looks::default();
+    looks.look(client, entity, role, (&config.source, signature), &mut findings).await?;
+    let is_locked = findings.0.iter().any(|finding| finding.code == queries::LOCKED);
+    // From Postgres 16 on, what a publication publishes is told under a lock on its tables, too.
+    if config.source.plugin == Plugin::Pgoutput && !is_locked {
+        publication::check(client, config, &mut looks.tables, &mut findings).await?;
     }
-    let [table] = tables;
+    let shape = looks.into_shapes().pop().flatten();
     findings.0.retain(|finding| finding.severity == Severity::Error);
     let findings = findings.0;
-    let shape = table.and_then(|table| table.shape);
+    if is_locked {
+        // To be looked at again.
+        signature = Signature::default();
+    }
     let why = || {
         // Readers who must not see rows are told no more than that.
         let forbidden = findings.iter().any(|finding| finding.code == table::ROW_SECURITY);
@@ -114,10 +178,11 @@ pub async fn resolve(
     };
     let standing = match &shape {
         Some(_) if findings.is_empty() => Standing::Cached,
-        Some(_) if !findings.iter().any(|finding| UNREADABLE.contains(&finding.code)) => Standing::Uncached(why()),
+        Some(_) if !findings.iter().any(is_unreadable) => Standing::Uncached(why()),
+        None if is_locked => Standing::Uncached(why()),
         _ => Standing::Unreadable(why()),
     };
-    Ok((Resolved { standing, shape, signature }, findings))
+    Ok((Resolved { standing, shape, signature: signature.whole }, findings))
 }
 
 type Parameters<'a> = &'a [&'a (dyn tokio_postgres::types::ToSql + Sync)];

@@ -6,10 +6,13 @@ mod check;
 mod demo;
 mod explain;
 mod failure;
+mod invalidate;
 mod log;
 mod resync;
 mod setup;
+mod tap;
 mod verify;
+mod warm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -44,10 +47,16 @@ enum Verb {
     Setup(setup::Arguments),
     /// Compare cached entries with Postgres, through the running daemon; wrong ones are made unservable.
     Verify(verify::Arguments),
-    /// Show what each tier and Postgres hold for a key, and how that goes together.
+    /// Show what each tier and Postgres hold for a key, and how that goes together; or what a change would do to entries.
     Explain(explain::Arguments),
+    /// Make entries unservable: by key, pattern, tag or entity. Said in the source's log, as applications do.
+    Invalidate(invalidate::Arguments),
     /// Make everything unservable that is cached of an entity, or of all: reads fill it from Postgres anew.
     Resync(resync::Arguments),
+    /// Show events as they are applied, and what they do to entries.
+    Tap(tap::Arguments),
+    /// Fill entries before anybody reads them, through the running daemon.
+    Warm(warm::Arguments),
     /// Show it at work, with private servers, data, writers and readers. Needs no configuration.
     Demo(demo::Arguments),
 }
@@ -68,6 +77,9 @@ async fn dispatch(cli: Cli) -> ExitCode {
         Verb::Verify(arguments) => arguments.json,
         Verb::Explain(arguments) => arguments.json,
         Verb::Resync(arguments) => arguments.json,
+        Verb::Invalidate(arguments) => arguments.json,
+        Verb::Tap(arguments) => arguments.json,
+        Verb::Warm(arguments) => arguments.json,
         Verb::Run | Verb::Setup(_) | Verb::Demo(_) => false,
     };
     act(&cli).await.unwrap_or_else(|failure| failure.report(json))
@@ -84,8 +96,12 @@ async fn act(cli: &Cli) -> Result<ExitCode, Failure> {
         Verb::Check(arguments) => check::run(arguments, &load(cli)?).await,
         Verb::Setup(arguments) => setup::run(arguments, &load(cli)?).await,
         Verb::Verify(arguments) => verify::run(arguments, &arguments.target.connect(cli)?).await,
+        Verb::Explain(arguments) if arguments.is_dry_run() => explain::dry_run(arguments, &load(cli)?).await,
         Verb::Explain(arguments) => explain::run(arguments, &arguments.target.connect(cli)?).await,
+        Verb::Invalidate(arguments) => invalidate::run(arguments, &arguments.target.connect(cli)?).await,
         Verb::Resync(arguments) => resync::run(arguments, &arguments.target.connect(cli)?).await,
+        Verb::Tap(arguments) => tap::run(arguments, &arguments.target.connect(cli)?).await,
+        Verb::Warm(arguments) => warm::run(arguments, &arguments.target.connect(cli)?).await,
         Verb::Demo(arguments) => demo::run(arguments, cli.log_format).await,
     }
 }

@@ -4,13 +4,16 @@
 //! `WALCACHE__SECTION__KEY`, for example `WALCACHE__SOURCE__URL`.
 
 mod error;
+mod lifetimes;
 mod overrides;
 mod publications;
+mod query;
 mod secret;
 mod sections;
 mod table_name;
 pub(crate) mod units;
 mod validate;
+mod warm;
 
 use std::path::{Path, PathBuf};
 
@@ -19,12 +22,14 @@ use serde::{Deserialize, Serialize};
 pub(crate) use error::nearest;
 pub use error::{ConfigError, Violation};
 pub use publications::Publications;
+pub use query::{DependsOn, Pairs};
 pub use secret::{Secret, redact};
 pub use sections::{
     AdminConfig, ApplyConfig, AuditConfig, EntityConfig, FreshnessConfig, HttpConfig, L1Config, L2Config, LogConfig,
     LogFormat, Plugin, SourceConfig,
 };
 pub use table_name::{ParseTableNameError, TableName};
+pub use warm::{MAX_RATE, WarmConfig, WarmOn, WarmOrder};
 
 /// Everything that an operator decides.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize, Serialize)]

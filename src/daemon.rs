@@ -10,6 +10,7 @@ mod commands;
 mod error;
 mod follow;
 mod housekeeping;
+mod invalidate;
 mod operate;
 mod pipeline;
 mod replicate;
@@ -17,6 +18,9 @@ mod session;
 mod slot;
 mod start;
 mod status;
+mod sweep;
+mod tap;
+mod warmth;
 mod watch;
 
 use std::net::SocketAddr;
@@ -37,14 +41,17 @@ use crate::cache::fill::Filler;
 use crate::cache::l1::L1;
 use crate::cache::l2::{self, L2};
 use crate::cache::permits::Permits;
+use crate::cache::requery::Requeries;
 use crate::cache::rows::Rows;
+use crate::cache::voids::Voids;
 use crate::cache::warm::Warmer;
 use crate::cache::watermark::Watermark;
 use crate::cache::{Cache, Freshness, Hierarchy};
 use crate::config::{Config, EntityConfig, L2Config};
-use crate::entity::{Definition, Entity, EntryKey, Resolved, Shape};
+use crate::entity::{Entity, EntryKey, Resolved, Shape};
 use crate::metrics::{
     ApplyMetrics, AuditMetrics, CacheMetrics, CommandMetrics, FillMetrics, InstanceMetrics, ReplicationMetrics,
+    SweepMetrics,
 };
 use crate::serve::{self, Limits, Listener, Reads};
 use crate::source::{self, Followed, SourceError};
@@ -53,6 +60,7 @@ use commands::Commands;
 pub use error::DaemonError;
 use operate::{Catalogued, Operator};
 use status::Status;
+use tap::Tap;
 
 /// How long one statement of the daemon's own may take, in the catalog or for an epoch.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -79,6 +87,12 @@ struct Context {
     commanded: CommandMetrics,
     /// What applications want to be filled.
     warmer: Arc<Warmer>,
+    /// What sweeping reports.
+    sweeps: SweepMetrics,
+    /// Who watches the stream.
+    tap: Arc<Tap>,
+    /// What is to be read again after events.
+    requeries: Arc<Requeries>,
 }
 
 /// A running daemon.
@@ -139,16 +153,18 @@ impl Daemon {
             audit::Config { rate: config.audit.rate, wait: config.audit.wait, patience: config.source.fill_timeout },
             AuditMetrics::new(),
         );
-        operator.attach(context.clone(), auditor.clone());
-        let cache = Cache::new(hierarchy.clone(), filler.clone(), freshness(config), cache_metrics);
+        let hot = warmth::hot_sets(config);
+        let warming = warmth::warming(&context, filler.clone(), hot.clone());
+        operator.attach(context.clone(), auditor.clone(), warming.clone(), stop.clone());
+        let cache = Cache::new(hierarchy.clone(), filler.clone(), freshness(config), hot, cache_metrics.clone());
         context.status.attach(hierarchy.clone(), context.metrics.replication.clone(), context.outage.clone());
 
         // Connections to L2 stay up until the last batch is applied.
         let l2_stop = CancellationToken::new();
         if let Some(l2) = hierarchy.l2.clone() {
-            let (entities, instance, stop) = (hierarchy.entities.clone(), context.instance.clone(), l2_stop.clone());
+            let (hierarchy, instance, stop) = (hierarchy.clone(), context.instance.clone(), l2_stop.clone());
             tasks.spawn(async move {
-                l2.keep_connected(entities, instance, stop).await;
+                l2.keep_connected(hierarchy, instance, stop).await;
                 Ok(())
             });
         } else {
@@ -181,6 +197,13 @@ impl Daemon {
             }
         });
         tasks.spawn({
+            let (context, stop) = (context.clone(), stop.clone());
+            async move {
+                sweep::run(&context, &stop).await;
+                Ok(())
+            }
+        });
+        tasks.spawn({
             let stop = stop.clone();
             async move {
                 auditor.run(stop).await;
@@ -188,11 +211,29 @@ impl Daemon {
             }
         });
         tasks.spawn({
-            let (stop, warmer, hierarchy) = (stop.clone(), context.warmer.clone(), hierarchy.clone());
+            let stop = stop.clone();
+            async move {
+                warming.run(stop).await;
+                Ok(())
+            }
+        });
+        tasks.spawn({
+            let (stop, context, hierarchy) = (stop.clone(), context.clone(), hierarchy.clone());
             async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    () = warmer.run(&hierarchy, &filler) => {}
+                    () = context.warmer.run(&hierarchy, &filler) => {}
+                    () = context.requeries.run(&hierarchy, &filler) => {}
+                }
+                Ok(())
+            }
+        });
+        tasks.spawn({
+            let (stop, hierarchy) = (stop.clone(), hierarchy.clone());
+            async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = hierarchy.expire_l1(cache_metrics) => {}
                 }
                 Ok(())
             }
@@ -207,6 +248,10 @@ impl Daemon {
                         _ = tick.tick() => {
                             prometheus.run_upkeep();
                             instance.db_pool_available(pool.status().available);
+                            for (entity, l1) in hierarchy.l1.iter().flat_map(L1::fullness) {
+                                let name = entity.map(|id| hierarchy.entities[id].name.as_str());
+                                instance.l1(name, l1.entries, (l1.size, l1.max_size));
+                            }
                         }
                     }
                 }
@@ -283,15 +328,9 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
 fn context(config: Config, resolved: Vec<Resolved>, status: Arc<Status>) -> Result<Context, DaemonError> {
     let entities: Vec<Arc<Entity>> = (config.entities.iter().zip(resolved).enumerate())
         .map(|(id, (e, resolved))| {
-            let definition = Definition {
-                on_change: e.on_change,
-                ttl: e.ttl,
-                populate: e.populate,
-                ..Definition::rows(&e.name, &e.table.schema, &e.table.name)
-            };
             let prefix = config.l2.as_ref().map_or("", |l2| &l2.prefix);
             let shape = resolved.shape.unwrap_or_else(|| Shape::unknown(resolved.signature));
-            let entity = Entity::new(id, definition, prefix, shape);
+            let entity = Entity::new(id, e.definition(), prefix, shape);
             entity.set_standing(resolved.standing);
             entity.set_seen(resolved.signature);
             Arc::new(entity)
@@ -304,14 +343,16 @@ fn context(config: Config, resolved: Vec<Resolved>, status: Arc<Status>) -> Resu
     // Without L2 it is never looked at.
     let backlog = config.l2.clone().unwrap_or_default();
     let outage = Outage::new(Bound { max_backlog: backlog.max_backlog, max_backlog_age: backlog.max_backlog_age });
-    let l1 = config.l1.enabled.then(|| L1::new(config.l1.max_size));
+    let own: Vec<Option<u64>> = config.entities.iter().map(|e| e.l1_size).collect();
+    let l1 = config.l1.enabled.then(|| L1::with_parts(config.l1.max_size, &own));
     let names = || config.entities.iter().map(|e| e.name.as_str());
     let metrics = crate::apply::Metrics {
         apply: Arc::new(ApplyMetrics::new(names())),
         replication: Arc::new(ReplicationMetrics::new(names())),
     };
     entities.iter().for_each(|entity| metrics.apply.servable(entity.id, entity.is_servable()));
-    let hierarchy = Arc::new(Hierarchy { entities, l1, l2, watermark: Watermark::default() });
+    let voids = Voids::new(entities.len());
+    let hierarchy = Arc::new(Hierarchy { entities, l1, l2, watermark: Watermark::default(), voids });
     let followed = Arc::new(Followed::default());
     let pool = source::pool(&config.source, followed.clone())?;
     let commanded = CommandMetrics::new();
@@ -326,7 +367,10 @@ fn context(config: Config, resolved: Vec<Resolved>, status: Arc<Status>) -> Resu
         pool,
         followed,
         warmer: Arc::new(Warmer::new(commanded.clone())),
+        requeries: Arc::default(),
         commanded,
+        sweeps: SweepMetrics::new(),
+        tap: Arc::default(),
     })
 }
 

@@ -1,5 +1,6 @@
 //! Entities: the configured kinds of cached things, as resolved against the source's catalog.
 
+pub mod lifetime;
 pub mod query;
 
 use std::sync::Arc;
@@ -8,10 +9,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use self::query::Query;
+use self::lifetime::Lifetime;
+use self::query::{Dependency, Query, QueryFacts};
 use crate::key::{Key, KeyColumn};
 use crate::lsn::Lsn;
 use crate::sqltype::SqlType;
+use crate::void::tag::{self, Cell, Template};
 
 /// What a change of a row does to its entry in L2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
@@ -95,6 +98,8 @@ pub struct Shape {
     /// The tables under whose names its rows are streamed: the table itself, then its partitions of every level. Empty
     /// where the stream announces tables by itself, as pgoutput's does; from Postgres 15 on also which partitions are its.
     pub tables: Vec<StreamedTable>,
+    /// What the catalog says of its query, if it has one.
+    pub query: Option<QueryFacts>,
 }
 
 /// What the catalog says of a table that the stream knows by its name only.
@@ -180,15 +185,31 @@ impl Shape {
             version,
             published: Published::default(),
             tables: Vec::new(),
+            query: None,
         }
     }
 
-    /// Whether its rows are streamed under the same names in both.
+    /// Whether what it is made of is streamed under the same names in both.
     pub fn is_streamed_as(&self, other: &Shape) -> bool {
         let names = |shape: &Shape| -> std::collections::BTreeSet<(String, String)> {
-            shape.tables.iter().map(|table| (table.schema.clone(), table.name.clone())).collect()
+            shape.streamed().flatten().map(|table| (table.schema.clone(), table.name.clone())).collect()
         };
-        self.partitioned == other.partitioned && names(self) == names(other)
+        self.is_partitioned() == other.is_partitioned() && names(self) == names(other)
+    }
+
+    /// The tables that it is made of, each with its partitions: see [`Shape::tables`].
+    pub fn streamed(&self) -> impl Iterator<Item = &[StreamedTable]> {
+        std::iter::once(&self.tables[..]).chain(self.depends().iter().map(|dependency| &dependency.tables[..]))
+    }
+
+    /// Whether any table that it is made of is the root of partitions.
+    pub fn is_partitioned(&self) -> bool {
+        self.partitioned || self.depends().iter().any(|dependency| dependency.partitioned)
+    }
+
+    /// Of a query, the tables of its rules, in their order.
+    pub fn depends(&self) -> &[Dependency] {
+        self.query.as_ref().map_or(&[], |query| &query.depends)
     }
 
     /// Tells shapes apart across restarts: whatever decides how a value reads, as a hash.
@@ -210,12 +231,18 @@ pub struct Entity {
     pub table: String,
     /// What a change does to an entry.
     pub on_change: OnChange,
-    /// How long an entry may live in one tier after it was filled there. Changes of the row do not prolong it.
+    /// How long an entry may live, in both tiers together.
     pub ttl: Duration,
+    /// What else is said of entries' lives.
+    pub lifetime: Lifetime,
+    /// Values of more than so many bytes are compressed in L2; `None`: none are.
+    pub compress_above: Option<usize>,
     /// Whether changes also write entries that nobody has read.
     pub populate: bool,
     /// What its entries are the results of; `None` where they are the rows of its table. With a query it has no table.
     pub query: Option<Query>,
+    /// What the tags of its entries are made of.
+    pub tags: Vec<Template>,
     /// `{prefix}{entity}:`, what the entity's keys in Redis begin with.
     pub redis_prefix: String,
     shape: ArcSwap<Shape>,
@@ -241,10 +268,16 @@ pub struct Definition {
     pub on_change: OnChange,
     /// As [`Entity::ttl`].
     pub ttl: Duration,
+    /// As [`Entity::lifetime`].
+    pub lifetime: Lifetime,
+    /// As [`Entity::compress_above`].
+    pub compress_above: Option<usize>,
     /// As [`Entity::populate`].
     pub populate: bool,
     /// As [`Entity::query`].
     pub query: Option<Query>,
+    /// As [`Entity::tags`].
+    pub tags: Vec<Template>,
 }
 
 impl Definition {
@@ -256,8 +289,11 @@ impl Definition {
             table: table.to_owned(),
             on_change: OnChange::default(),
             ttl: Duration::from_secs(3600),
+            lifetime: Lifetime::default(),
+            compress_above: None,
             populate: false,
             query: None,
+            tags: Vec::new(),
         }
     }
 }
@@ -265,7 +301,8 @@ impl Definition {
 impl Entity {
     /// An entity with the shape that the catalog gave; `prefix` is what all keys in Redis begin with.
     pub fn new(id: usize, definition: Definition, prefix: &str, shape: Shape) -> Self {
-        let Definition { name, schema, table, on_change, ttl, populate, query } = definition;
+        let Definition { name, schema, table, on_change, ttl, lifetime, compress_above, populate, query, tags } =
+            definition;
         let redis_prefix = format!("{prefix}{name}:");
         Entity {
             id,
@@ -274,8 +311,11 @@ impl Entity {
             table,
             on_change,
             ttl,
+            lifetime,
+            compress_above,
             populate,
             query,
+            tags,
             redis_prefix,
             shape: ArcSwap::from_pointee(shape),
             generation: AtomicU64::new(0),
@@ -366,6 +406,28 @@ impl Entity {
         self.reshaping.store(false, Ordering::Release);
     }
 
+    /// Whether entries that an event has dropped are to be read again.
+    pub fn is_requeried(&self) -> bool {
+        self.query.is_some() && self.on_change == OnChange::Refresh
+    }
+
+    /// The tables that its entries are made of, by schema and name: its own, or those that its query depends on.
+    pub fn tables(&self) -> impl Iterator<Item = (&str, &str)> {
+        let own = self.query.is_none().then_some((self.schema.as_str(), self.table.as_str()));
+        let rules = self.query.iter().flat_map(|query| &query.rules);
+        own.into_iter().chain(rules.map(|rule| (rule.schema.as_str(), rule.table.as_str())))
+    }
+
+    /// What it is made of, in words.
+    pub fn made_of(&self) -> String {
+        let mut tables: Vec<String> = self.tables().map(|(schema, table)| format!("{schema}.{table}")).collect();
+        tables.dedup();
+        match self.query {
+            Some(_) => format!("a query of {}", tables.join(", ")),
+            None => tables.join(", "),
+        }
+    }
+
     /// Reads a key as a request spells it.
     ///
     /// # Errors
@@ -380,6 +442,19 @@ impl Entity {
     /// See [`Key::from_values`].
     pub fn key_of(&self, values: &[std::borrow::Cow<'_, str>]) -> Result<EntryKey, crate::key::KeyError> {
         Key::from_values(values, &self.shape.load().key).map(|key| self.entry_key(key))
+    }
+
+    /// The tags that an entry bears, by its key in Redis and its value; `None` is a row that is known to be absent.
+    pub fn tags_of(&self, redis: &str, value: Option<&[u8]>) -> Vec<String> {
+        tag::tags(&self.tags, &self.shape.load(), redis.get(self.redis_prefix.len()..).unwrap_or_default(), value)
+    }
+
+    /// The cells of those tags.
+    pub fn cells(&self, redis: &str, value: Option<&[u8]>) -> Box<[Cell]> {
+        if self.tags.is_empty() {
+            return Box::default();
+        }
+        self.tags_of(redis, value).iter().map(|tag| Cell::of(tag)).collect()
     }
 
     /// The entry whose full key in Redis this is; `None` if no read can reach it: the key is another's, or none that

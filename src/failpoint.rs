@@ -28,6 +28,8 @@ pub enum Point {
     BeforeConfirm,
     /// A new position was confirmed.
     AfterConfirm,
+    /// A batch with lookups is in L2, published or not.
+    Held,
     /// A fill has not asked L2 for its leases.
     BeforeLease,
     /// A fill holds leases, and has not read Postgres.
@@ -44,16 +46,19 @@ pub enum Point {
     BeforeRaise,
     /// A generation is in the fence, and not in force in this process.
     AfterRaise,
+    /// What a batch voids by tags and patterns is in the fence, and nothing else of it.
+    Voided,
 }
 
 impl Point {
     /// All of them.
-    pub const ALL: [Point; 13] = [
+    pub const ALL: [Point; 15] = [
         Point::BeforeWrite,
         Point::BetweenScripts,
         Point::BeforeDone,
         Point::BeforeConfirm,
         Point::AfterConfirm,
+        Point::Held,
         Point::BeforeLease,
         Point::Leased,
         Point::BeforePublish,
@@ -62,6 +67,7 @@ impl Point {
         Point::Claimed,
         Point::BeforeRaise,
         Point::AfterRaise,
+        Point::Voided,
     ];
 
     /// As it is written in [`KILLS`].
@@ -72,6 +78,7 @@ impl Point {
             Point::BeforeDone => "before-done",
             Point::BeforeConfirm => "before-confirm",
             Point::AfterConfirm => "after-confirm",
+            Point::Held => "held",
             Point::BeforeLease => "before-lease",
             Point::Leased => "leased",
             Point::BeforePublish => "before-publish",
@@ -80,6 +87,7 @@ impl Point {
             Point::Claimed => "claimed",
             Point::BeforeRaise => "before-raise",
             Point::AfterRaise => "after-raise",
+            Point::Voided => "voided",
         }
     }
 }
@@ -93,11 +101,13 @@ pub enum Rule {
     Lease,
     /// A value in L1 is served only if it is at or after the last event on its cell of the fence.
     L1Fence,
+    /// Nothing is published before all is applied that a lookup's snapshot sees.
+    Hold,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 3] = [Rule::Gate, Rule::Lease, Rule::L1Fence];
+    pub const ALL: [Rule; 4] = [Rule::Gate, Rule::Lease, Rule::L1Fence, Rule::Hold];
 
     /// As it is written in [`WITHOUT`].
     pub fn name(self) -> &'static str {
@@ -105,6 +115,7 @@ impl Rule {
             Rule::Gate => "gate",
             Rule::Lease => "lease",
             Rule::L1Fence => "fence",
+            Rule::Hold => "hold",
         }
     }
 }

@@ -6,12 +6,13 @@
 //! client --HTTP--> serve -> cache: L1 -> L2 -> fill (Postgres) -> L2 (leased) -> L1
 //! ```
 //!
-//! - words: [`lsn`], [`change`], [`key`], [`sqltype`], [`entity`], [`entry`]; they import no stage
+//! - words: [`lsn`], [`change`], [`key`], [`sqltype`], [`entity`], [`entry`], [`void`]; they import no stage
 //! - [`capture`] owns the replication connection; [`decode`] turns its bytes into changes; [`plan`] turns changes into
 //!   effects on entries; [`gate`] waits until transactions are visible; [`apply`] performs the effects
 //! - [`cache`] is the read path, [`serve`] its HTTP API
+//! - [`warm`] fills entries before anybody reads them
 //! - [`audit`] compares what the tiers hold with Postgres: in the background, and when asked
-//! - [`daemon`] composes the stages
+//! - [`daemon`] composes the stages; [`dry_run`] tells what a change would do
 //! - [`failpoint`] is where tests kill the daemon, or take a rule of the protocol away; not in release builds
 //! - [`catalog`] and [`setup`] look after the source database; [`demo`] shows it all on servers of its own ([`sandbox`])
 
@@ -26,6 +27,7 @@ pub mod config;
 pub mod daemon;
 pub mod decode;
 pub mod demo;
+pub mod dry_run;
 pub mod entity;
 pub mod entry;
 pub mod failpoint;
@@ -42,3 +44,5 @@ pub mod setup;
 pub mod source;
 pub mod sql;
 pub mod sqltype;
+pub mod void;
+pub mod warm;

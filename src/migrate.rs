@@ -14,9 +14,10 @@ pub struct Migration {
 }
 
 /// All of them, in order.
-pub const MIGRATIONS: [Migration; 2] = [
+pub const MIGRATIONS: [Migration; 3] = [
     Migration { version: 1, sql: include_str!("../migrations/0001_walcache.sql") },
     Migration { version: 2, sql: include_str!("../migrations/0002_commands.sql") },
+    Migration { version: 3, sql: include_str!("../migrations/0003_voids.sql") },
 ];
 
 /// Key of the advisory lock that lets one process migrate at a time: `walcache` in ASCII.

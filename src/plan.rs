@@ -1,6 +1,7 @@
 //! Plans what a change does to entries: pure, (change, entities) to effects.
 
 pub mod command;
+mod rule;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -12,6 +13,8 @@ use crate::entity::{Entity, Generation, OnChange};
 use crate::entry;
 use crate::key::{MAX_KEY_BYTES, push_part};
 use crate::sqltype::SqlType;
+use crate::void::Void;
+use rule::RuleMapping;
 
 /// Why an entry is dropped rather than written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,6 +33,8 @@ pub enum Cause {
     Command,
     /// The value is larger than what is cached.
     Large,
+    /// A rule's lookup found it; or it could not be looked up.
+    Lookup,
 }
 
 /// What is to be done to an entity's entries.
@@ -88,6 +93,8 @@ pub enum Effect {
         /// Why.
         cause: Cause,
     },
+    /// Make entries unservable by what they have in common.
+    Void(Void),
     /// Look up the table's shape: the stream announced another one.
     Reshape {
         /// The entity.
@@ -134,8 +141,16 @@ struct Mapping {
 #[derive(Debug)]
 pub struct Planner {
     entities: Vec<Arc<Entity>>,
-    relations: HashMap<u32, (Arc<Relation>, Vec<Mapping>)>,
+    relations: HashMap<u32, Mapped>,
     max_value: usize,
+}
+
+/// A relation, and what reads it.
+#[derive(Debug)]
+struct Mapped {
+    relation: Arc<Relation>,
+    rows: Vec<Mapping>,
+    rules: Vec<RuleMapping>,
 }
 
 impl Planner {
@@ -151,55 +166,49 @@ impl Planner {
 
     /// Takes note of a relation's shape as the stream announces it.
     pub fn announce(&mut self, relation: &Arc<Relation>, effects: &mut Vec<Effect>) {
-        let mappings = map(&self.entities, relation, self.max_value);
+        let mapped = map(&self.entities, relation, self.max_value);
         // Perhaps it will have its name back before anybody looks.
         let moved = |e: &&Arc<Entity>| {
-            (e.schema != relation.schema || e.table != relation.name) && e.shape().table_oid == relation.oid
+            let shape = e.shape();
+            let has_moved = |schema: &str, table: &str, oid: u32| {
+                oid == relation.oid && oid != 0 && (schema != relation.schema || table != relation.name)
+            };
+            let rules = e.query.iter().flat_map(|query| &query.rules).zip(shape.depends());
+            has_moved(&e.schema, &e.table, shape.table_oid)
+                || rules.into_iter().any(|(rule, of)| has_moved(&rule.schema, &rule.table, of.table_oid))
         };
         effects.extend(self.entities.iter().filter(moved).map(|e| Effect::Moved { entity: e.id }));
         // Announced again within a session, it has been altered, perhaps in a way that does not show here.
         let again = self.relations.contains_key(&relation.oid);
-        let altered = mappings.iter().filter(|m| again || m.value.is_none());
-        effects.extend(altered.map(|m| Effect::Reshape { entity: m.entity.id }));
-        self.relations.insert(relation.oid, (relation.clone(), mappings));
+        let rows = mapped.rows.iter().filter(|m| again || m.value.is_none()).map(|m| &m.entity);
+        let rules = mapped.rules.iter().filter(|m| again || m.is_altered()).map(|m| &m.entity);
+        effects.extend(rows.chain(rules).map(|entity| Effect::Reshape { entity: entity.id }));
+        self.relations.insert(relation.oid, mapped);
     }
 
     /// Appends what a change does. The relation has been announced before.
     pub fn plan(&mut self, change: &Change<'_>, effects: &mut Vec<Effect>) {
         match change {
-            Change::Insert { relation, new } => {
-                for mapping in self.mappings(relation) {
-                    mapping.write(new, &OldTuple::None, false, effects);
-                }
-            }
-            Change::Update { relation, old, new } => {
-                for mapping in self.mappings(relation) {
-                    mapping.update(old, new, effects);
-                }
-            }
-            Change::Delete { relation, old } => {
-                for mapping in self.mappings(relation) {
-                    match mapping.old_key(old) {
-                        Some(key) => mapping.absent(key, effects),
-                        None => effects.push(Effect::Raise { entity: mapping.entity.id }),
-                    }
-                }
-            }
+            Change::Insert { relation, .. }
+            | Change::Update { relation, .. }
+            | Change::Delete { relation, .. }
+            | Change::Untold { relation } => self.plan_for(relation, change, effects),
             Change::Truncate { relations } => {
-                for relation in relations {
-                    let raised = self.mappings(relation).iter().map(|m| Effect::Raise { entity: m.entity.id });
-                    effects.extend(raised);
-                }
-            }
-            Change::Untold { relation } => {
-                effects.extend(self.mappings(relation).iter().map(|m| Effect::Raise { entity: m.entity.id }));
+                relations.iter().for_each(|relation| self.plan_for(relation, change, effects));
             }
         }
     }
 
-    /// The entities that are made of a relation that was announced.
+    fn plan_for(&mut self, relation: &Arc<Relation>, change: &Change<'_>, effects: &mut Vec<Effect>) {
+        let Some(mapped) = self.mapped(relation) else { return };
+        mapped.rows.iter().for_each(|mapping| mapping.plan(change, effects));
+        mapped.rules.iter().for_each(|rule| rule.plan(change, effects));
+    }
+
+    /// The entities that are made of a relation that was announced; one with several rules for it comes once for each.
     pub fn entities_of(&self, relation: &Relation) -> impl Iterator<Item = usize> {
-        self.relations.get(&relation.oid).into_iter().flat_map(|(_, mappings)| mappings).map(|m| m.entity.id)
+        let mapped = self.relations.get(&relation.oid).into_iter();
+        mapped.flat_map(|m| m.rows.iter().map(|m| m.entity.id).chain(m.rules.iter().map(|m| m.entity.id)))
     }
 
     /// Appends what a change of some row of a table does, of which nothing else is known.
@@ -215,38 +224,44 @@ impl Planner {
         for entity in &self.entities {
             if of.is_empty() {
                 // Whose it was cannot be known any more.
-                if entity.shape().partitioned {
+                if entity.shape().is_partitioned() {
                     effects.push(Effect::Raise { entity: entity.id });
                 }
-            } else if of.iter().any(|(schema, name)| *schema == entity.schema && *name == entity.table) {
+            } else if entity.tables().any(|table| of.iter().any(|(schema, name)| table == (schema, name))) {
                 effects.push(Effect::Reshape { entity: entity.id });
             }
         }
         effects.len() > before
     }
 
-    fn mappings(&mut self, relation: &Arc<Relation>) -> &[Mapping] {
+    fn mapped(&mut self, relation: &Arc<Relation>) -> Option<&Mapped> {
         let max_value = self.max_value;
-        let Some((announced, mappings)) = self.relations.get_mut(&relation.oid) else { return &[] };
-        if !Arc::ptr_eq(announced, relation) {
+        let mapped = self.relations.get_mut(&relation.oid)?;
+        if !Arc::ptr_eq(&mapped.relation, relation) {
             // Tables that do not look as the catalog says share an oid.
-            *announced = relation.clone();
-            *mappings = map(&self.entities, relation, max_value);
+            *mapped = map(&self.entities, relation, max_value);
         }
-        for mapping in mappings.iter_mut() {
+        for mapping in mapped.rows.iter_mut() {
             // A raised generation may stand for another shape.
             if mapping.generation != mapping.entity.generation() {
-                *mapping = Mapping::new(&mapping.entity, announced, max_value);
+                *mapping = Mapping::new(&mapping.entity, &mapped.relation, max_value);
             }
         }
-        mappings
+        for mapping in mapped.rules.iter_mut().filter(|mapping| mapping.generation != mapping.entity.generation()) {
+            *mapping = mapping.renewed(&mapped.relation);
+        }
+        Some(mapped)
     }
 }
 
-/// How the entities that are made of a relation read its tuples.
-fn map(entities: &[Arc<Entity>], relation: &Relation, max_value: usize) -> Vec<Mapping> {
+/// What reads a relation, and how.
+fn map(entities: &[Arc<Entity>], relation: &Arc<Relation>, max_value: usize) -> Mapped {
     let of = entities.iter().filter(|e| e.schema == relation.schema && e.table == relation.name);
-    of.map(|e| Mapping::new(e, relation, max_value)).collect()
+    Mapped {
+        relation: relation.clone(),
+        rows: of.map(|e| Mapping::new(e, relation, max_value)).collect(),
+        rules: entities.iter().flat_map(|e| RuleMapping::of(e, relation)).collect(),
+    }
 }
 
 impl Mapping {
@@ -272,6 +287,19 @@ impl Mapping {
         let value = shape.columns.iter().enumerate().map(column).collect::<Option<_>>().filter(|_| same);
         let last_length = Cell::new(entry::HEAD);
         Mapping { entity: entity.clone(), generation, is_table, key, key_in_identity, value, last_length, max_value }
+    }
+
+    /// Appends what a change does.
+    fn plan(&self, change: &Change<'_>, effects: &mut Vec<Effect>) {
+        match change {
+            Change::Insert { new, .. } => self.write(new, &OldTuple::None, false, effects),
+            Change::Update { old, new, .. } => self.update(old, new, effects),
+            Change::Delete { old, .. } => match self.old_key(old) {
+                Some(key) => self.absent(key, effects),
+                None => effects.push(Effect::Raise { entity: self.entity.id }),
+            },
+            Change::Truncate { .. } | Change::Untold { .. } => effects.push(Effect::Raise { entity: self.entity.id }),
+        }
     }
 
     /// The key of a row; a value that one tuple leaves out is looked for in the other.

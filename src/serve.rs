@@ -17,6 +17,7 @@ mod cache_control;
 mod headers;
 mod listener;
 mod problem;
+mod projection;
 mod read;
 #[cfg(test)]
 mod tests;

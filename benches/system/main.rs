@@ -1,7 +1,7 @@
 //! `make bench`: what the whole does, on private servers, each figure as a ratio to a limit measured in the same run.
 //!
 //! ```text
-//! cargo bench -- [drain] [latency] [http] [--quick]
+//! cargo bench -- [drain] [scale] [latency] [http] [--quick]
 //! ```
 //!
 //! Nothing named means all. Exits with 1 only if something is broken, such as a wrong value in Redis: a missed aim is
@@ -16,6 +16,7 @@ mod latency;
 mod nginx;
 mod process;
 mod report;
+mod scale;
 mod shop;
 
 use std::process::ExitCode;
@@ -29,7 +30,7 @@ struct Options {
     quick: bool,
 }
 
-const PARTS: [&str; 3] = ["drain", "latency", "http"];
+const PARTS: [&str; 4] = ["drain", "scale", "latency", "http"];
 
 fn options() -> Result<Options> {
     let mut options = Options { parts: Vec::new(), quick: false };
@@ -58,6 +59,9 @@ async fn measure(options: &Options) -> Result<()> {
     let mut report = Report::default();
     if wants("drain") {
         drain::measure(&mut report, options.quick).await?;
+    }
+    if wants("scale") {
+        scale::measure(&mut report, options.quick).await?;
     }
     if wants("latency") {
         latency::measure(&mut report, options.quick).await?;

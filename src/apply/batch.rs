@@ -9,10 +9,11 @@ use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use indexmap::IndexMap;
 
-use crate::entity::{Generation, hash};
-use crate::entry::{self, Label};
+use crate::entity::{EntryKey, Generation, hash};
+use crate::entry::{self, Due, Label};
 use crate::lsn::Lsn;
 use crate::plan::{Cause, Effect};
+use crate::void::Void;
 
 /// A full key with its hash, which is computed once.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,15 +63,39 @@ pub struct Op {
     pub since: Lsn,
 }
 
+/// A rule's lookup for a changed row: see [`crate::entity::query::Via::Lookup`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Lookup {
+    /// The entity.
+    pub entity: usize,
+    /// The position of the rule among the query's.
+    pub rule: usize,
+    /// What it is given, in Postgres' text form; `None` for NULL.
+    pub values: Vec<Option<Vec<u8>>>,
+}
+
+/// Who asks for a [`Lookup`].
+#[derive(Debug)]
+pub struct Asked {
+    /// The smallest label of a change that does.
+    pub lsn: Lsn,
+    /// The transactions that do.
+    pub xids: Vec<u32>,
+}
+
 /// Many transactions' effects, the newest for each key.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// By key, in the order of the stream: rows that were made together lie together in Redis' memory, too.
     pub ops: IndexMap<HashedKey, Op, BuildHasherDefault<Prehashed>>,
+    /// What is to be looked up on the primary.
+    pub lookups: IndexMap<Lookup, Asked>,
     /// Entities whose generation is to be raised.
     pub raise: Vec<usize>,
     /// Entities whose generation is to be raised for another reason than that the table is empty, and the reason.
     pub discard: Vec<(usize, Cause)>,
+    /// What is voided by what entries have in common, and when.
+    pub voids: IndexMap<Void, Lsn>,
     /// Entities whose shape is to be looked up.
     pub reshape: Vec<usize>,
     /// Entities whose table came under another name.
@@ -97,7 +122,8 @@ impl Batch {
     pub fn is_empty(&self) -> bool {
         let raises = !self.raise.is_empty() || !self.discard.is_empty();
         let looks = self.look_around || !self.reshape.is_empty() || !self.moved.is_empty();
-        self.ops.is_empty() && !raises && !looks && self.progress.is_none()
+        let voids = !self.lookups.is_empty() || !self.voids.is_empty();
+        self.ops.is_empty() && !voids && !raises && !looks && self.progress.is_none()
     }
 }
 
@@ -196,7 +222,8 @@ impl Assembler {
 
     /// Whether the batch must be handed on before more is added.
     pub fn is_full(&self) -> bool {
-        self.batch.ops.len() >= self.limits.max_batch_events || self.batch.bytes >= self.limits.max_batch_bytes
+        self.batch.ops.len() + self.batch.lookups.len() >= self.limits.max_batch_events
+            || self.batch.bytes >= self.limits.max_batch_bytes
     }
 
     /// Whether there is nothing to hand on.
@@ -223,12 +250,14 @@ impl Assembler {
         for effect in open.effects.drain(..) {
             match effect {
                 Effect::Put { entity, generation, key, text } => {
-                    let label = Label { lo: lsn, hi: lsn, generation, split: open.split };
+                    // When it is due is told when it is written.
+                    let label = Label { lo: lsn, hi: lsn, generation, split: open.split, due: Due::NEVER };
                     let image = Some((generation, labelled(text, &label)));
                     batch.add(key, Op { entity, lsn, image, gaps: false, since: lsn });
                 }
                 Effect::Merge { entity, generation, key, text } => {
-                    let label = Label { lo: lsn, hi: lsn, generation, split: open.split };
+                    // When it is due is told when it is written.
+                    let label = Label { lo: lsn, hi: lsn, generation, split: open.split, due: Due::NEVER };
                     let image = Some((generation, labelled(text, &label)));
                     batch.merge(key, Op { entity, lsn, image, gaps: true, since: lsn });
                 }
@@ -236,24 +265,18 @@ impl Assembler {
                     batch.invalidations.push((entity, cause));
                     batch.add(key, Op { entity, lsn, image: None, gaps: false, since: lsn });
                 }
-                // All of the entity's entries: that is right, and more than is needed.
-                Effect::Lookup { entity, .. } => {
-                    batch.forget_images(entity);
-                    if !batch.discard.iter().any(|(id, _)| *id == entity) {
-                        batch.discard.push((entity, Cause::Update));
-                    }
-                }
+                Effect::Lookup { entity, rule, values } => batch.look_up(Lookup { entity, rule, values }, lsn, xid),
                 Effect::Raise { entity } => {
                     batch.forget_images(entity);
                     if !batch.raise.contains(&entity) {
                         batch.raise.push(entity);
                     }
                 }
-                Effect::Discard { entity, cause } => {
-                    batch.forget_images(entity);
-                    if !batch.discard.iter().any(|(id, _)| *id == entity) {
-                        batch.discard.push((entity, cause));
-                    }
+                Effect::Discard { entity, cause } => batch.discard_entity(entity, cause),
+                Effect::Void(void) => {
+                    batch.bytes += void.held() + size_of::<(Void, Lsn)>();
+                    // The newest, as the stream is in order.
+                    batch.voids.insert(void, lsn);
                 }
                 Effect::Reshape { entity } if !batch.reshape.contains(&entity) => batch.reshape.push(entity),
                 Effect::Moved { entity } if !batch.moved.contains(&entity) => batch.moved.push(entity),
@@ -266,6 +289,39 @@ impl Assembler {
 }
 
 impl Batch {
+    /// All of an entity's entries are to be voided.
+    pub fn discard_entity(&mut self, entity: usize, cause: Cause) {
+        // The other causes are of queries, where it may be every row of a table; they have no images.
+        if matches!(cause, Cause::Command | Cause::Large) {
+            self.forget_images(entity);
+        }
+        if !self.discard.iter().any(|(id, _)| *id == entity) {
+            self.discard.push((entity, cause));
+        }
+    }
+
+    /// An entry is to be dropped because of a change with this label.
+    pub fn void(&mut self, entity: usize, lsn: Lsn, key: &EntryKey, cause: Cause) {
+        let hashed = HashedKey { hash: key.hash, key: key.redis().as_bytes().to_vec() };
+        let lsn = self.ops.get(&hashed).map_or(lsn, |op| op.lsn.max(lsn));
+        self.high = self.high.max(lsn);
+        self.invalidations.push((entity, cause));
+        self.insert(hashed, Op { entity, lsn, image: None, gaps: false, since: lsn });
+    }
+
+    fn look_up(&mut self, lookup: Lookup, lsn: Lsn, xid: u32) {
+        let held: usize = lookup.values.iter().flatten().map(Vec::len).sum();
+        self.bytes += size_of::<u32>();
+        match self.lookups.get_mut(&lookup) {
+            Some(asked) if asked.xids.last() == Some(&xid) => {}
+            Some(asked) => asked.xids.push(xid),
+            None => {
+                self.bytes += held + size_of::<(Lookup, Asked)>();
+                self.lookups.insert(lookup, Asked { lsn, xids: vec![xid] });
+            }
+        }
+    }
+
     /// The table was emptied: what it held before in the same transaction was never committed, and what it held after
     /// earlier ones is gone.
     fn forget_images(&mut self, entity: usize) {
@@ -341,6 +397,7 @@ fn size(effect: &Effect) -> usize {
         Effect::Put { key, text, .. } | Effect::Merge { key, text, .. } => key.capacity() + text.capacity(),
         Effect::Delete { key, .. } => key.capacity(),
         Effect::Lookup { values, .. } => values.iter().flatten().map(Vec::capacity).sum(),
+        Effect::Void(void) => void.held(),
         Effect::Raise { .. } | Effect::Discard { .. } | Effect::Reshape { .. } => 0,
         Effect::Moved { .. } | Effect::LookAround => 0,
     };

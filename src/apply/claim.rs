@@ -19,6 +19,7 @@ use super::ApplyError;
 use super::reshape::hold_back;
 use crate::cache::Hierarchy;
 use crate::cache::l2::{L2, Script};
+use crate::cache::voids::Voids;
 use crate::entity::{Entity, Generation};
 use crate::failpoint::{self, Point};
 use crate::lsn::Lsn;
@@ -198,6 +199,10 @@ pub async fn claim(
         field.strip_prefix("shape:").is_some_and(|name| !hierarchy.entities.iter().any(|e| e.name == name))
     });
     set.extend(dropped.map(|field| (field.clone(), Vec::new())));
+    set.extend(Voids::fields(&before, lost.is_none().then_some(&hierarchy.entities[..])));
+    if lost.is_none() {
+        hierarchy.voids.load(&hierarchy.entities, &before);
+    }
     let (takeover, done) = match (&lost, lsn("hw"), done) {
         (None, Some(hw), Some(done)) => (hw, done),
         _ => {
@@ -241,7 +246,10 @@ pub async fn claim(
 
 /// Whatever decides how an entity's entries read, for the fence.
 pub(super) fn signature(entity: &Entity) -> Vec<u8> {
-    let what = format!("{}.{} {:016x}", entity.schema, entity.table, entity.shape().signature());
+    let mut what = format!("{}.{} {:016x}", entity.schema, entity.table, entity.shape().signature());
+    if let Some(query) = &entity.query {
+        what.push_str(&format!(" {query:?}"));
+    }
     Lsn::from_u64(crate::entity::hash(what.as_bytes())).hex16().to_vec()
 }
 

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use super::ApplyError;
 use super::batch::{Batch, Op};
 use super::writer::Writer;
-use crate::entity::Entity;
+use crate::cache::Hierarchy;
 use crate::entry::{self, Label, Stored};
 use crate::lsn::Lsn;
 use crate::plan::Cause;
@@ -39,11 +39,8 @@ impl Writer {
     ///
     /// # Errors
     /// As [`Writer::write`].
-    pub async fn fill_gaps(
-        &mut self,
-        entities: &[std::sync::Arc<Entity>],
-        batch: &mut Batch,
-    ) -> Result<(), ApplyError> {
+    pub async fn fill_gaps(&mut self, hierarchy: &Hierarchy, batch: &mut Batch) -> Result<(), ApplyError> {
+        let entities = &hierarchy.entities;
         // What is of an older shape is dropped in any case.
         let wanted = |op: &Op| op.gaps && op.since > entities[op.entity].images_after();
         let positions: Vec<usize> = (0..batch.ops.len()).filter(|i| wanted(&batch.ops[*i])).collect();
@@ -52,15 +49,29 @@ impl Writer {
         for positions in positions.chunks(self.config.script_keys) {
             let found = self.look_up(batch, positions, left).await?;
             for (position, found) in positions.iter().zip(found) {
-                let op = &mut batch.ops[*position];
+                let Some((key, op)) = batch.ops.get_index_mut(*position) else { continue };
                 let text = found.unwrap_or_default();
-                left = left.saturating_sub(text.len());
-                let stored = entry::decode(text.clone());
+                // What is compressed counts by its size before: it is held in full.
+                let stored = entry::decode(text.clone(), left.min(self.config.max_value));
+                let size = match &stored {
+                    Stored::Entry(_, Some(value)) => value.len(),
+                    _ => 0,
+                };
+                left = left.saturating_sub(size.max(text.len()));
                 match &stored {
-                    Stored::Entry(label, _) => match standing(label, op, self.claim.takeover) {
+                    // What was voided is not to be read on in the next image: whoever voided it knows of more than rows.
+                    Stored::Entry(label, value) if is_voided(hierarchy, op, &key.key, label, value) => {
+                        op.fill(None, false, Lsn::ZERO);
+                    }
+                    Stored::Entry(label, value) => match standing(label, op, self.claim.takeover) {
                         Standing::Predecessor => {
                             let since = op.since;
-                            op.fill(Some(&(label.generation, text.into())), false, since);
+                            let text = if text[entry::PACKED] == b'1' {
+                                entry::encode(label, value.as_deref())
+                            } else {
+                                text.into()
+                            };
+                            op.fill(Some(&(label.generation, text)), false, since);
                         }
                         Standing::Contains => contained.push(*position),
                         Standing::Unknown => op.fill(None, false, Lsn::ZERO),
@@ -95,6 +106,13 @@ impl Writer {
         let found: Vec<Option<Vec<u8>>> = redis::from_redis_value(found).map_err(|e| ApplyError::L2(e.into()))?;
         Ok(found.into_iter().map(|text| text.map(Bytes::from)).collect())
     }
+}
+
+fn is_voided(hierarchy: &Hierarchy, op: &Op, key: &[u8], label: &Label, value: &Option<Bytes>) -> bool {
+    let entity = &hierarchy.entities[op.entity];
+    // Keys are UTF-8, or no read can name them.
+    std::str::from_utf8(key)
+        .is_ok_and(|key| !hierarchy.stands(entity, key, label.lo, value.as_deref(), hierarchy.voids.swept(entity)))
 }
 
 fn standing(label: &Label, op: &Op, takeover: Lsn) -> Standing {

@@ -14,7 +14,9 @@ use super::writer::Writer;
 use super::{ApplyError, Config, Start};
 use crate::cache::Hierarchy;
 use crate::cache::l2::L2;
+use crate::cache::voids::Field;
 use crate::entity::{Entity, Generation};
+use crate::lsn::Lsn;
 
 /// The second tier.
 pub(super) enum Second {
@@ -86,21 +88,44 @@ impl Second {
     }
 
     /// Fills the gaps of a batch's texts. Where nothing is written, none need be filled.
-    pub(super) async fn fill_gaps(&mut self, entities: &[Arc<Entity>], batch: &mut Batch) -> Result<(), ApplyError> {
+    pub(super) async fn fill_gaps(&mut self, hierarchy: &Hierarchy, batch: &mut Batch) -> Result<(), ApplyError> {
         match self {
-            Second::Claimed(writer) => writer.fill_gaps(entities, batch).await,
+            Second::Claimed(writer) => writer.fill_gaps(hierarchy, batch).await,
             Second::Away(_) | Second::None => Ok(()),
         }
     }
 
-    /// Writes a batch's entries.
-    pub(super) async fn write(&mut self, entities: &[Arc<Entity>], batch: &Batch) -> Result<(), ApplyError> {
+    /// Writes floors that were raised in this process to the fence, up to the label `high`.
+    pub(super) async fn set_floors(&mut self, floors: &[Field], high: Lsn) -> Result<(), ApplyError> {
         match self {
-            Second::Claimed(writer) => writer.write(entities, batch).await?,
+            Second::Claimed(writer) => writer.set_floors(floors, high).await?,
+            Second::Away(away) => away.missed = Some(MISSED),
+            Second::None => {}
+        }
+        Ok(())
+    }
+
+    /// Removes fields of the fence that are needed no more.
+    pub(super) async fn unset(&mut self, fields: &[Field]) -> Result<(), ApplyError> {
+        match self {
+            Second::Claimed(writer) => writer.unset(fields).await,
+            // A new generation begins when it is back, without any of them.
+            Second::Away(_) | Second::None => Ok(()),
+        }
+    }
+
+    /// Writes a batch's entries; see [`Writer::write`].
+    pub(super) async fn write(
+        &mut self,
+        entities: &[Arc<Entity>],
+        batch: &mut Batch,
+    ) -> Result<Vec<usize>, ApplyError> {
+        match self {
+            Second::Claimed(writer) => return writer.write(entities, batch).await,
             Second::Away(away) if !batch.ops.is_empty() => away.missed = Some(MISSED),
             Second::Away(_) | Second::None => {}
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     /// What was written is acknowledged; whether there was anything to acknowledge.

@@ -10,10 +10,15 @@ use super::batch::{Batch, HashedKey, Op};
 use super::claim::{Claim, Scripts};
 use super::{ApplyError, Config};
 use crate::cache::l2::L2;
+use crate::cache::voids::Field;
+use crate::entity::lifetime::Replaced;
 use crate::entity::{Entity, Generation};
-use crate::entry;
+use crate::entry::Due;
 use crate::failpoint::{self, Point};
 use crate::lsn::Lsn;
+
+/// Fields of the fence that are set by one call.
+const FIELDS: usize = 1024;
 
 /// The leader's hand on L2.
 pub struct Writer {
@@ -60,17 +65,25 @@ impl Writer {
         self.l2.acknowledge(self.done);
     }
 
-    /// Writes a batch's entries, and at last that it is done.
+    /// Writes a batch's entries, and at last that it is done. Gives those of its dropped keys, by position, at which something
+    /// stood, of entities that are to be read again.
     ///
     /// # Errors
     /// If another leads, L2 lost writes, or Redis fails.
-    pub async fn write(&mut self, entities: &[Arc<Entity>], batch: &Batch) -> Result<(), ApplyError> {
+    pub async fn write(&mut self, entities: &[Arc<Entity>], batch: &mut Batch) -> Result<Vec<usize>, ApplyError> {
+        let now = Due::now();
+        batch.seal(entities, self.config.max_value, now).await;
+        let batch = &*batch;
         self.hw = batch.progress.unwrap_or_default().max(batch.high).max(self.hw);
         let done = batch.progress.filter(|lsn| *lsn > self.done);
-        let calls = self.calls(entities, batch);
+        let (calls, requeried) = self.calls(entities, batch);
+        let mut stood = Vec::new();
+        for keys in requeried.chunks(self.config.script_keys) {
+            stood.extend(self.drop_each(batch, keys).await?);
+        }
         if let (Some(lsn), [call @ Call::Put(..)]) = (done, &calls[..]) {
             // The usual small batch: its one script says itself that it is done.
-            self.send(self.command(entities, call, Some(lsn))).await?;
+            self.send(self.command(entities, call, now, Some(lsn))).await?;
         } else {
             // Their order does not matter: each key is in one of them.
             let mut sent = FuturesUnordered::new();
@@ -79,7 +92,7 @@ impl Writer {
                     sent.next().await.transpose()?;
                     failpoint::reached(Point::BetweenScripts);
                 }
-                sent.push(self.send(self.command(entities, call, None)));
+                sent.push(self.send(self.command(entities, call, now, None)));
             }
             while let Some(written) = sent.next().await {
                 written?;
@@ -93,7 +106,18 @@ impl Writer {
             }
         }
         self.done = done.unwrap_or(self.done);
-        Ok(())
+        Ok(stood)
+    }
+
+    /// Drops keys one by one, and gives those at which something stood: an entry, or the lease of somebody who reads it.
+    async fn drop_each(&self, batch: &Batch, keys: &[usize]) -> Result<Vec<usize>, ApplyError> {
+        let mut pipe = redis::pipe();
+        for (key, _) in keys.iter().filter_map(|at| batch.ops.get_index(*at)) {
+            pipe.cmd("UNLINK").arg(&key.key);
+        }
+        let mut connection = self.claim.connection.clone();
+        let dropped: Vec<u64> = pipe.query_async(&mut connection).await?;
+        Ok(keys.iter().zip(dropped).filter(|(_, count)| *count > 0).map(|(at, _)| *at).collect())
     }
 
     /// Raises an entity's generation in L2. Takes its present shape for what the generation stands for.
@@ -119,20 +143,45 @@ impl Writer {
         self.claim.set(&self.l2, &self.scripts, None, &[("gen".to_owned(), generation.hex16().to_vec())]).await
     }
 
-    /// Cuts a batch into calls of a bounded number of keys.
-    fn calls<'b>(&self, entities: &[Arc<Entity>], batch: &'b Batch) -> Vec<Call<'b>> {
+    /// Writes floors of entries to the fence, and with them the high-water mark, at least `high`: who takes a lease from
+    /// then on reads what is above them.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    pub async fn set_floors(&mut self, floors: &[Field], high: Lsn) -> Result<(), ApplyError> {
+        self.hw = self.hw.max(high);
+        for floors in floors.chunks(FIELDS) {
+            let mut fields = floors.to_vec();
+            fields.push(("hw".to_owned(), self.hw.hex16().to_vec()));
+            self.claim.set(&self.l2, &self.scripts, Some(self.done), &fields).await?;
+        }
+        failpoint::reached(Point::Voided);
+        Ok(())
+    }
+
+    /// Removes fields of the fence.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    pub async fn unset(&mut self, fields: &[Field]) -> Result<(), ApplyError> {
+        for fields in fields.chunks(FIELDS) {
+            self.claim.set(&self.l2, &self.scripts, Some(self.done), fields).await?;
+        }
+        Ok(())
+    }
+
+    /// Cuts a batch into calls of a bounded number of keys; leaves those keys aside, by position, that are to be dropped and
+    /// read again.
+    fn calls<'b>(&self, entities: &[Arc<Entity>], batch: &'b Batch) -> (Vec<Call<'b>>, Vec<usize>) {
         let mut puts: Vec<Vec<Put<'_>>> = vec![Vec::new(); entities.len()];
         let mut drops: Vec<&[u8]> = Vec::new();
-        for (key, Op { entity, lsn, image, gaps, since }) in &batch.ops {
+        let mut requeried = Vec::new();
+        for (at, (key, Op { entity, lsn, image, gaps, since })) in batch.ops.iter().enumerate() {
             match image {
-                // Filling gaps may have made it larger than what is cached.
-                Some((generation, text))
-                    if *since > entities[*entity].images_after()
-                        && !gaps
-                        && text.len().saturating_sub(entry::HEAD + 1) <= self.config.max_value =>
-                {
+                Some((generation, text)) if *since > entities[*entity].images_after() && !gaps => {
                     puts[*entity].push(Put { key, lsn: *lsn, generation: *generation, text });
                 }
+                _ if entities[*entity].is_requeried() => requeried.push(at),
                 _ => drops.push(&key.key),
             }
         }
@@ -144,25 +193,25 @@ impl Writer {
                 calls.extend(puts.chunks(size).map(|puts| Call::Put(entity, puts.to_vec())));
             }
         }
-        calls
+        (calls, requeried)
     }
 
-    fn command(&self, entities: &[Arc<Entity>], call: &Call<'_>, done: Option<Lsn>) -> Cmd {
+    fn command(&self, entities: &[Arc<Entity>], call: &Call<'_>, now: Due, done: Option<Lsn>) -> Cmd {
         match call {
-            Call::Put(entity, puts) => self.put(&entities[*entity], puts, done),
+            Call::Put(entity, puts) => self.put(&entities[*entity], puts, now, done),
             // An invalidation needs no script: a miss is always right, whoever causes it.
             Call::Drop(keys) => redis::cmd("UNLINK").arg(keys).take(),
         }
     }
 
-    fn put(&self, entity: &Entity, puts: &[Put<'_>], done: Option<Lsn>) -> Cmd {
+    fn put(&self, entity: &Entity, puts: &[Put<'_>], now: Due, done: Option<Lsn>) -> Cmd {
         let mut cmd = self.scripts.apply.command(puts.len() + 1);
         cmd.arg(&self.l2.fence_key);
         for put in puts {
             cmd.arg(&put.key.key);
         }
         cmd.arg(&self.claim.epoch).arg(&self.done.hex16()).arg(&self.hw.hex16()).arg(&self.claim.takeover.hex16());
-        cmd.arg(entity.ttl.as_millis() as u64).arg(u8::from(entity.populate));
+        cmd.arg(now.before(entity.lifetime.stale).as_millis()).arg(u8::from(entity.populate));
         match done {
             Some(lsn) => cmd.arg(&lsn.hex16()),
             None => cmd.arg(""),
@@ -170,7 +219,11 @@ impl Writer {
         // All of one generation: see `calls`.
         let generation = puts.first().map(|put| put.generation).unwrap_or_default();
         let least = puts.iter().map(|put| put.lsn).min().unwrap_or_default();
-        cmd.arg(&generation.hex16()).arg(&least.hex16());
+        cmd.arg(&generation.hex16()).arg(&least.hex16()).arg(match entity.lifetime.replaced() {
+            Replaced::KeepsExpiry => "expiry",
+            Replaced::KeepsDue => "due",
+            Replaced::Own => "own",
+        });
         for put in puts {
             cmd.arg(put.text);
         }

@@ -136,6 +136,10 @@ impl<S: Shapes> Auditor<S> {
             let why = Outcome::Inconclusive("the entity is not cached, or its shape is just changing");
             return keys.into_iter().map(|key| (key, why.clone())).collect();
         };
+        if entity.shape().query.as_ref().is_some_and(|query| !query.is_steady) {
+            let why = Outcome::Inconclusive("the query's result changes by itself");
+            return keys.into_iter().map(|key| (key, why.clone())).collect();
+        }
         // Of all steps together.
         let deadline = Instant::now() + self.config.wait;
         let mut checked = Vec::with_capacity(keys.len());
@@ -146,7 +150,7 @@ impl<S: Shapes> Auditor<S> {
             let count = (HELD_BYTES / largest).clamp(1, self.filler.most_behind()).min(keys.len());
             let (now, later) = keys.split_at(count);
             keys = later;
-            match self.hold(tier, now, before.generation).await {
+            match self.hold(entity, tier, now, before.generation).await {
                 Ok(held) => {
                     let largest = held.iter().map(|(_, held)| held.value().map_or(0, Bytes::len)).max();
                     self.largest[entity.id].store(largest.unwrap_or(super::LARGEST_AT_FIRST), Ordering::Relaxed);
@@ -170,6 +174,7 @@ impl<S: Shapes> Auditor<S> {
     /// The servable entries at keys.
     async fn hold(
         &self,
+        entity: &Entity,
         tier: Tier,
         keys: &[EntryKey],
         generation: Generation,
@@ -177,7 +182,7 @@ impl<S: Shapes> Auditor<S> {
         let mut held = Vec::with_capacity(keys.len());
         match tier {
             Tier::L1 => held.extend(keys.iter().filter_map(|key| {
-                let cached = self.hierarchy.l1.as_ref()?.get(key, generation)?;
+                let cached = self.hierarchy.cached(entity, key)?;
                 Some((key.clone(), Held::L1(cached)))
             })),
             Tier::L2 => {
@@ -186,8 +191,17 @@ impl<S: Shapes> Auditor<S> {
                 let texts = l2.texts(&names).await.map_err(|e| said(&e))?;
                 held.extend(keys.iter().zip(texts).filter_map(|(key, text)| {
                     let text = text?;
-                    match entry::decode(text.clone()) {
-                        Stored::Entry(label, value) if label.generation >= generation => {
+                    match entry::decode(text.clone(), self.filler.max_value()) {
+                        Stored::Entry(label, value)
+                            if label.generation >= generation
+                                && self.hierarchy.stands(
+                                    entity,
+                                    key.redis(),
+                                    label.lo,
+                                    value.as_deref(),
+                                    self.hierarchy.voids.swept(entity),
+                                ) =>
+                        {
                             Some((key.clone(), Held::L2 { text, label, value }))
                         }
                         _ => None,
@@ -260,7 +274,7 @@ impl<S: Shapes> Auditor<S> {
         if !self.hierarchy.watermark.reached(hi, left).await {
             return all(doubts, Outcome::Inconclusive(LATE));
         }
-        let standing = match self.still_stand(before.generation, &doubts).await {
+        let standing = match self.still_stand(entity, &doubts).await {
             Ok(standing) => standing,
             Err(error) => return all(doubts, Outcome::Error(error)),
         };
@@ -303,7 +317,7 @@ impl<S: Shapes> Auditor<S> {
     }
 
     /// Whether each entry is still the very same, and servable. The watermark has reached all the rows' `hi`.
-    pub(super) async fn still_stand(&self, generation: Generation, doubts: &[Doubt]) -> Result<Vec<bool>, String> {
+    pub(super) async fn still_stand(&self, entity: &Entity, doubts: &[Doubt]) -> Result<Vec<bool>, String> {
         let in_l2 = || doubts.iter().filter(|doubt| doubt.held.tier() == Tier::L2);
         let names: Vec<&str> = in_l2().map(|doubt| doubt.key.redis()).collect();
         let mut texts = match &self.hierarchy.l2 {
@@ -315,14 +329,20 @@ impl<S: Shapes> Auditor<S> {
         Ok(doubts
             .iter()
             .map(|doubt| match &doubt.held {
-                Held::L1(cached) => self
-                    .hierarchy
-                    .l1
-                    .as_ref()
-                    .is_some_and(|l1| l1.get(&doubt.key, generation).is_some_and(|now| Arc::ptr_eq(&now, cached))),
-                Held::L2 { text, label, .. } => {
+                Held::L1(cached) => {
+                    self.hierarchy.cached(entity, &doubt.key).is_some_and(|now| Arc::ptr_eq(&now, cached))
+                }
+                Held::L2 { text, label, value } => {
                     let now = texts.next().flatten();
-                    now.is_some_and(|now| now == *text) && (!label.split || watermark >= label.lo)
+                    now.is_some_and(|now| now == *text)
+                        && (!label.split || watermark >= label.lo)
+                        && self.hierarchy.stands(
+                            entity,
+                            doubt.key.redis(),
+                            label.lo,
+                            value.as_deref(),
+                            self.hierarchy.voids.swept(entity),
+                        )
                 }
             })
             .collect())
@@ -330,7 +350,7 @@ impl<S: Shapes> Auditor<S> {
 
     /// States a finding, and repairs it if it is to.
     async fn state(&self, entity: &Arc<Entity>, doubt: &Doubt, repair: bool) -> Finding {
-        let repaired = if repair { Some(self.repair(doubt).await) } else { None };
+        let repaired = if repair { Some(self.repair(entity, doubt).await) } else { None };
         let (tier, cached, row) = (doubt.held.tier(), doubt.held.labels(), doubt.row);
         error!(
             entity = entity.name,
@@ -349,7 +369,7 @@ impl<S: Shapes> Auditor<S> {
     }
 
     /// Makes an entry unservable.
-    async fn repair(&self, doubt: &Doubt) -> bool {
+    async fn repair(&self, entity: &Entity, doubt: &Doubt) -> bool {
         if let (Held::L2 { text, .. }, Some(l2)) = (&doubt.held, &self.hierarchy.l2) {
             let mut dropped = false;
             for _ in 0..REPAIRS {
@@ -369,7 +389,7 @@ impl<S: Shapes> Auditor<S> {
         // For an entry of L2, too: a reader may have taken it just before it was dropped, and put it into L1 only now.
         // That reader has looked at the watermark before, so the fence that is raised here refuses what it brings.
         if let Some(l1) = &self.hierarchy.l1 {
-            l1.invalidate(doubt.key.hash, self.hierarchy.watermark.load()).await;
+            l1.invalidate(entity.id, doubt.key.hash, self.hierarchy.watermark.load()).await;
         }
         true
     }

@@ -11,8 +11,9 @@ use super::check::{Before, Doubt, Held, said};
 use super::finding::RowLabels;
 use super::{Auditor, Shapes};
 use crate::cache::l1::Unservable;
+use crate::cache::voids::Voided;
 use crate::entity::{Entity, EntryKey, Generation};
-use crate::entry::{self, Stored};
+use crate::entry::{self, Due, Stored};
 use crate::lsn::Lsn;
 
 /// How often it is looked again while the entry changes.
@@ -78,7 +79,7 @@ impl<S: Shapes> Auditor<S> {
             entity: entity.name.clone(),
             key: key.key().to_owned(),
             redis_key: key.redis().to_owned(),
-            table: format!("{}.{}", entity.schema, entity.table),
+            table: entity.made_of(),
             columns: shape.columns.iter().map(|column| column.name.clone()).collect(),
             servable: entity.is_servable(),
             generation: generation.0,
@@ -96,7 +97,7 @@ impl<S: Shapes> Auditor<S> {
         let l1 = self.hierarchy.l1.as_ref()?;
         let mut view = TierView::new(Case::Nothing);
         view.cell = Some(l1.fence().at(key.hash));
-        let Some(cached) = l1.peek(key.hash) else { return Some((view, None)) };
+        let Some(cached) = l1.peek(entity.id, key.hash) else { return Some((view, None)) };
         let held = Held::L1(cached.clone());
         let why_not = if *cached.key != *key.redis() {
             Some("it is another key's, of the same hash".to_owned())
@@ -109,10 +110,21 @@ impl<S: Shapes> Auditor<S> {
                     "it was fetched when W stood at {}, before the last event on its cell of the fence",
                     cached.as_of
                 ),
-                Unservable::Expired => "its ttl is over".to_owned(),
+                Unservable::Expired => OVER.to_owned(),
             })
         };
-        view.life_seconds = Some(cached.expires.saturating_duration_since(Instant::now()).as_secs_f64());
+        let value = cached.value.as_deref();
+        let why_not = why_not.or_else(|| {
+            if self.hierarchy.stands_in_l1(entity, &cached) {
+                return None;
+            }
+            let by = self.hierarchy.voided(entity, key.redis(), cached.as_of, value);
+            Some(voided(by.unwrap_or(Voided::Unswept(self.hierarchy.voids.swept(entity)))))
+        });
+        view.tags = entity.tags_of(key.redis(), value);
+        let now = Instant::now();
+        view.life_seconds = Some(cached.over.saturating_duration_since(now).as_secs_f64());
+        view.overdue_seconds = now.checked_duration_since(cached.expires).map(|past| past.as_secs_f64());
         let servable = why_not.is_none();
         view.hold(&held, why_not);
         Some((view, servable.then_some(held)))
@@ -145,13 +157,14 @@ impl<S: Shapes> Auditor<S> {
             generation: number(look.fence.generation),
             entity_generation: number(look.fence.entity_generation),
         });
+        let now = Due::now();
         let Some(text) = look.text else {
             if look.other_type {
                 view.case = Case::Foreign;
             }
             return Some((view, None));
         };
-        match entry::decode(text.clone()) {
+        match entry::decode(text.clone(), self.filler.max_value()) {
             Stored::Lease => view.case = Case::Lease,
             Stored::Foreign => view.case = Case::Foreign,
             Stored::Entry(label, value) => {
@@ -163,10 +176,15 @@ impl<S: Shapes> Auditor<S> {
                     Some(older(label.generation, generation))
                 } else if label.split && watermark < label.lo {
                     Some("it was written by a transaction that is still being applied".to_owned())
+                } else if label.due.since(now).is_some_and(|past| past >= entity.lifetime.stale) {
+                    Some(OVER.to_owned())
                 } else {
-                    None
+                    self.hierarchy.voided(entity, key.redis(), label.lo, value.as_deref()).map(voided)
                 };
+                view.tags = entity.tags_of(key.redis(), value.as_deref());
                 let servable = why_not.is_none();
+                view.overdue_seconds = label.due.since(now).map(|past| past.as_secs_f64());
+                view.compressed = text[entry::PACKED] == b'1';
                 let held = Held::L2 { text, label, value };
                 view.split = label.split;
                 view.hold(&held, why_not);
@@ -191,7 +209,7 @@ impl<S: Shapes> Auditor<S> {
         if !self.hierarchy.watermark.reached(hi, self.config.wait).await {
             return all(Case::OnItsWay, None);
         }
-        let standing = match self.still_stand(before.generation, doubts).await {
+        let standing = match self.still_stand(entity, doubts).await {
             Ok(standing) => standing,
             Err(error) => return all(Case::Unknown, Some(&error)),
         };
@@ -212,6 +230,17 @@ impl<S: Shapes> Auditor<S> {
         standing.into_iter().map(case).collect()
     }
 }
+
+fn voided(by: Voided) -> String {
+    match by {
+        Voided::Tag(tag, at) => format!("its tag {tag:?}, or one of the same cell, was voided at {at}"),
+        Voided::Key(at) => format!("a pattern, or all of the entity, was voided at {at}"),
+        Voided::Unswept(at) => format!("it may have come after a pattern was swept out that was voided at {at}"),
+    }
+}
+
+/// Why an entry is not served that nothing else is the matter with.
+const OVER: &str = "its life is over";
 
 fn older(found: Generation, needed: Generation) -> String {
     format!("it is of generation {}, and {} stands", found.0, needed.0)

@@ -157,7 +157,7 @@ impl<S: Shapes> Auditor<S> {
         let mut hashes = hashes(l1);
         hashes.sort_unstable();
         hashes.dedup();
-        let held = hashes.into_iter().filter_map(|hash| l1.peek(hash));
+        let held = hashes.into_iter().filter_map(|hash| l1.peek(entity.id, hash));
         held.filter_map(|cached| entity.stored_key(&cached.key)).collect()
     }
 }

@@ -46,7 +46,7 @@ pub struct Answer {
     /// Where the value came from.
     pub outcome: Outcome,
     /// Set on hits while replication is further behind than `stale_after`, or than the bound on staleness: how long ago
-    /// the value was certainly current.
+    /// the value was certainly current. Also on hits past their entry's ttl: for how long. The larger of both.
     pub stale: Option<Duration>,
     /// Lower bound: everything committed up to here is in the answer (`X-Applied-LSN`).
     pub applied: Lsn,
@@ -87,4 +87,14 @@ pub enum ReadError {
     /// The query failed in Postgres for another reason (a dropped table or column, a missing right).
     #[error("the database refused the query: SQLSTATE {0}")]
     Refused(String),
+    /// The entity's query gives several rows for this key, and its shape is `one`.
+    #[error("the entity's query gives more than one row for this key, and its shape is \"one\"")]
+    SeveralRows,
+}
+
+impl ReadError {
+    /// Whether the database has answered, and would answer so again.
+    pub fn is_of_the_key(&self) -> bool {
+        matches!(self, ReadError::Refused(_) | ReadError::SeveralRows)
+    }
 }

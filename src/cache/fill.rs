@@ -7,26 +7,30 @@
 //! How many keys are under way at a time is limited ([`super::permits`]). The rest wait in a queue, without a lease, so
 //! that nobody waits for them in turn; and each reader only so long.
 
+mod ahead;
 mod behind;
 mod queue;
+mod renew;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+pub use self::ahead::Ahead;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use self::queue::{Flight, Landing, Queue};
+use self::renew::Renewals;
 use super::answer::{Outcome, ReadError};
-use super::l1::Cached;
+use super::l1::{Cached, Charge};
 use super::l2::{L2, Looked};
 use super::permits::Permit;
-use super::rows::Rows;
+use super::rows::{Found, MAX_RESULTS, Rows};
 use super::{Hierarchy, etag};
 use crate::entity::{Entity, EntryKey, Generation};
-use crate::entry::{self, Label, Stored};
+use crate::entry::{self, Due, Label, Stored};
 use crate::failpoint::{self, Point};
 use crate::lsn::Lsn;
 use crate::metrics::{CacheMetrics, Fill};
@@ -35,6 +39,9 @@ use crate::metrics::{CacheMetrics, Fill};
 const MAX_KEYS: usize = 256;
 /// How often somebody else's fill is looked for.
 const LEASE_POLL: Duration = Duration::from_millis(5);
+
+/// Bytes of values that are compressed at once; more are left to a thread of their own.
+const PACK_INLINE: usize = 64 << 10;
 
 /// A value brought from L2 or Postgres.
 #[derive(Debug, Clone)]
@@ -56,6 +63,7 @@ pub struct Filler {
     hierarchy: Arc<Hierarchy>,
     rows: Rows,
     queues: Vec<Mutex<Queue>>,
+    renewals: Vec<Mutex<Renewals>>,
     waiting: AtomicUsize,
     max_waiting: usize,
     /// Bytes of the largest value that is cached.
@@ -76,9 +84,15 @@ impl Filler {
         metrics: Arc<Vec<CacheMetrics>>,
     ) -> Arc<Self> {
         let queues = hierarchy.entities.iter().map(|_| Mutex::default()).collect();
+        let renewals = hierarchy.entities.iter().map(|_| Mutex::default()).collect();
         let max_running = rows.connections_each();
         let waiting = AtomicUsize::new(0);
-        Arc::new(Filler { hierarchy, rows, queues, waiting, max_waiting, max_value, max_running, metrics })
+        Arc::new(Filler { hierarchy, rows, queues, renewals, waiting, max_waiting, max_value, max_running, metrics })
+    }
+
+    /// Bytes of the largest value that is cached.
+    pub fn max_value(&self) -> usize {
+        self.max_value
     }
 
     /// Brings one value, which contains everything committed up to `at_least`. With `direct`, L2 is not asked.
@@ -151,7 +165,7 @@ impl Filler {
                     queue.running -= 1;
                     return;
                 }
-                queue.waiting.len().min(MAX_KEYS)
+                queue.waiting.len().min(most(&entity))
             };
             let mut permit = self.rows.permits().take(entity.id, wanted).await;
             let batch = {
@@ -174,6 +188,11 @@ impl Filler {
             let _ = tokio::spawn(batch.fly(permit)).await;
         }
     }
+}
+
+/// Keys that are read at a time, at most.
+fn most(entity: &Entity) -> usize {
+    if entity.query.is_some() { MAX_RESULTS } else { MAX_KEYS }
 }
 
 /// A place among those who wait; given back when dropped.
@@ -226,48 +245,90 @@ impl Batch {
             tokio::join!(miss, bypass);
             return;
         };
-        let mut uncached = direct;
-        let mut leased = Vec::new();
-        let mut busy = Vec::new();
-        let mut lo = Lsn::ZERO;
         let lease = format!("{{\"lease\":\"{:016x}\"}}", rand::random::<u64>());
-        if !cached.is_empty() {
-            let keys: Vec<&str> = cached.iter().map(|f| f.key.redis()).collect();
-            failpoint::reached(Point::BeforeLease);
-            match l2.lease(&keys, &lease, generation).await {
-                Ok((Some(hw), looked)) => {
-                    lo = hw;
-                    failpoint::reached(Point::Leased);
-                    for (flight, looked) in cached.iter().zip(looked) {
-                        match looked {
-                            Looked::Leased => leased.push(flight.clone()),
-                            Looked::Stored(text) => match entry::decode(text) {
-                                Stored::Entry(label, value) if self.servable(&label) => {
-                                    self.keep(flight, value, label, Outcome::HitL2).await;
+        let floor = |flight: Arc<Flight>| {
+            let floor = self.filler.hierarchy.voids.floor(&self.entity, flight.key.redis());
+            (flight, floor)
+        };
+        let mut found = self.look(l2, cached.into_iter().map(floor).collect(), &lease).await;
+        // What tags an entry bears is known only now. Below the floor of one it counts as absent, too.
+        let voided = std::mem::take(&mut found.voided);
+        let again = self.look(l2, voided, &lease).await;
+        let mut uncached = direct;
+        uncached.extend(found.uncached.into_iter().chain(again.uncached));
+        uncached.extend(again.voided.into_iter().map(|(flight, _)| flight));
+        let busy: Vec<_> = found.busy.into_iter().chain(again.busy).collect();
+        // What L2 had after all is not read.
+        permit.shrink(found.leased.len() + again.leased.len() + uncached.len() + busy.len());
+        let lease = |lo| Some(Lease { l2, text: &lease, lo });
+        let fill = self.read(&found.leased, Outcome::Miss, generation, lease(found.lo), &permit);
+        let refill = self.read(&again.leased, Outcome::Miss, generation, lease(again.lo), &permit);
+        let bypass = self.read(&uncached, Outcome::Bypass, generation, None, &permit);
+        tokio::join!(fill, refill, bypass, self.wait_for_others(l2, busy, generation, &permit));
+    }
+
+    /// Looks flights up in L2, each with what its entry must have seen at least; lands those that are there, and takes
+    /// leases for those that are not.
+    async fn look(&self, l2: &L2, flights: Vec<(Arc<Flight>, Lsn)>, lease: &str) -> Looks {
+        let mut looks = Looks::default();
+        if flights.is_empty() {
+            return looks;
+        }
+        let keys: Vec<&str> = flights.iter().map(|(flight, _)| flight.key.redis()).collect();
+        let floors: Vec<Lsn> = flights.iter().map(|(_, floor)| *floor).collect();
+        failpoint::reached(Point::BeforeLease);
+        let over = Due::now().before(self.entity.lifetime.stale);
+        let swept = self.filler.hierarchy.voids.swept(&self.entity);
+        let (hw, looked) = match l2.lease(&keys, lease, self.generation, over, &floors).await {
+            Ok((Some(hw), looked)) => (hw, looked),
+            // L2 lost its fence, or is away: it is not asked to keep anything.
+            Ok((None, _)) | Err(_) => {
+                looks.uncached = flights.into_iter().map(|(flight, _)| flight).collect();
+                return looks;
+            }
+        };
+        looks.lo = hw;
+        failpoint::reached(Point::Leased);
+        for ((flight, _), looked) in flights.into_iter().zip(looked) {
+            match looked {
+                Looked::Leased => looks.leased.push(flight),
+                Looked::Stored(text) => match entry::decode(text.clone(), self.filler.max_value) {
+                    Stored::Entry(label, value) if self.servable(&flight, &label, &value, swept) => {
+                        self.keep(&flight, value, label, Some(label.due), Outcome::HitL2).await;
+                    }
+                    Stored::Entry(label, value) => {
+                        let (hierarchy, key) = (&self.filler.hierarchy, flight.key.redis());
+                        match hierarchy.tag_floor(&self.entity, key, value.as_deref()) {
+                            floor if label.lo < floor => looks.voided.push((flight, floor)),
+                            _ => {
+                                if label.due.since(Due::now()).is_some() {
+                                    // Served as stale to others, and not to be replaced by a lease.
+                                    self.filler.renew(&self.entity, &flight.key, label.due);
                                 }
-                                Stored::Lease => busy.push(flight.clone()),
-                                _ => uncached.push(flight.clone()),
-                            },
+                                looks.uncached.push(flight);
+                            }
                         }
                     }
-                }
-                // L2 lost its fence, or is away: it is not asked to keep anything.
-                Ok((None, _)) | Err(_) => uncached.extend(cached),
+                    Stored::Lease => looks.busy.push(flight),
+                    Stored::Foreign => {
+                        // A damaged value under a good head: the next reader may fill it.
+                        let _ = l2.drop_same(flight.key.redis(), &text).await;
+                        looks.uncached.push(flight);
+                    }
+                },
             }
         }
-        // What L2 had after all is not read.
-        permit.shrink(leased.len() + uncached.len() + busy.len());
-        let lease = Lease { l2, text: &lease, lo };
-        let fill = self.read(&leased, Outcome::Miss, generation, Some(lease), &permit);
-        let bypass = self.read(&uncached, Outcome::Bypass, generation, None, &permit);
-        tokio::join!(fill, bypass, self.wait_for_others(l2, busy, generation, &permit));
+        looks
     }
 
     /// Whether a stored value may be served. A value of a transaction that was applied in pieces may be one that was
     /// never committed, until the watermark, read before the lookup, has passed all of its pieces.
-    fn servable(&self, label: &Label) -> bool {
+    fn servable(&self, flight: &Flight, label: &Label, value: &Option<Bytes>, swept: Lsn) -> bool {
         // As of now, not of when the flight started: L2 may have lost writes meanwhile, and have been claimed anew.
-        label.generation == self.entity.generation() && (!label.split || self.as_of >= label.lo)
+        label.generation == self.entity.generation()
+            && (!label.split || self.as_of >= label.lo)
+            && label.due.since(Due::now()).is_none()
+            && self.filler.hierarchy.stands(&self.entity, flight.key.redis(), label.lo, value.as_deref(), swept)
     }
 
     /// Somebody else fills these: waits for that, then reads through.
@@ -276,13 +337,14 @@ impl Batch {
         while !busy.is_empty() && Instant::now() < deadline {
             tokio::time::sleep(LEASE_POLL).await;
             let keys: Vec<&str> = busy.iter().map(|f| f.key.redis()).collect();
+            let swept = self.filler.hierarchy.voids.swept(&self.entity);
             let Ok(found) = l2.get(&keys).await else { break };
             let mut still = Vec::new();
             let mut voided = Vec::new();
             for (flight, stored) in busy.into_iter().zip(found) {
-                match stored.map(entry::decode) {
-                    Some(Stored::Entry(label, value)) if self.servable(&label) => {
-                        self.keep(&flight, value, label, Outcome::HitL2).await;
+                match stored.map(|stored| entry::decode(stored, self.filler.max_value)) {
+                    Some(Stored::Entry(label, value)) if self.servable(&flight, &label, &value, swept) => {
+                        self.keep(&flight, value, label, Some(label.due), Outcome::HitL2).await;
                     }
                     Some(Stored::Lease) => still.push(flight),
                     _ => voided.push(flight),
@@ -308,49 +370,90 @@ impl Batch {
         }
         let keys: Vec<&EntryKey> = flights.iter().map(|f| &f.key).collect();
         let since = self.filler.hierarchy.watermark.restarted();
-        let rows = match self.filler.rows.read(&self.entity, &keys, permit, since).await {
+        let mut rows = match self.filler.rows.read(&self.entity, &keys, permit, since).await {
             Ok(rows) => rows,
             Err(e) => {
-                self.count(Fill::Error, flights.len());
+                self.count(if e == ReadError::SeveralRows { Fill::Several } else { Fill::Error }, flights.len());
                 for flight in flights {
                     self.land(flight, Err(e.clone()));
                 }
                 return;
             }
         };
-        let label = match &lease {
-            Some(lease) => Label { lo: lease.lo, hi: rows.hi, generation, split: false },
-            // Labels of what is not published only bound L1.
-            None => Label { lo: self.as_of, hi: rows.hi, generation, split: false },
-        };
+        let answered = self.land_refused(flights, &mut rows, lease.as_ref()).await;
+        let flights = answered.as_deref().unwrap_or(flights);
+        // Labels of what is not published only bound L1.
+        let lo = lease.as_ref().map_or(self.as_of, |lease| lease.lo);
+        let label = Label { lo, hi: rows.hi, generation, split: false, due: Due::NEVER };
+        let now = Due::now();
+        let due = |value: &Option<Bytes>| self.entity.due(value.as_deref(), now);
+        let dues: Vec<Option<Due>> = rows.values.iter().map(due).collect();
         match lease {
-            Some(lease) => self.publish(flights, &rows.values, &label, &lease).await,
+            Some(lease) => self.publish(flights, (&rows.values, &dues), &label, now, &lease).await,
             None => self.count(Fill::Uncached, flights.len()),
         }
-        for (flight, value) in flights.iter().zip(rows.values) {
-            self.keep(flight, value, label, outcome).await;
+        for ((flight, value), due) in flights.iter().zip(rows.values).zip(dues) {
+            self.keep(flight, value, label, due, outcome).await;
         }
     }
 
-    async fn publish(&self, flights: &[Arc<Flight>], values: &[Option<Bytes>], label: &Label, lease: &Lease<'_>) {
-        failpoint::reached(Point::BeforePublish);
-        let (small, large): (Vec<_>, Vec<_>) = flights.iter().zip(values).partition(|(_, value)| self.fits(value));
-        for (flight, _) in &large {
-            // So that others do not wait for it. If this fails, it expires.
-            let _ = lease.l2.drop_same(flight.key.redis(), lease.text.as_bytes()).await;
+    /// Lands those that have no value, and takes them out of what was found; gives the others, if there were any such.
+    async fn land_refused(
+        &self,
+        flights: &[Arc<Flight>],
+        rows: &mut Found,
+        lease: Option<&Lease<'_>>,
+    ) -> Option<Vec<Arc<Flight>>> {
+        if rows.refused.is_empty() {
+            return None;
         }
-        if !large.is_empty() {
-            self.count(Fill::Large, large.len());
+        let mut answered: Vec<Option<&Arc<Flight>>> = flights.iter().map(Some).collect();
+        for (at, error) in std::mem::take(&mut rows.refused) {
+            let Some(flight) = answered.get_mut(at).and_then(Option::take) else { continue };
+            if let Some(lease) = lease {
+                // So that others do not wait for it. If this fails, it expires.
+                let _ = lease.l2.drop_same(flight.key.redis(), lease.text.as_bytes()).await;
+            }
+            self.count(if error == ReadError::SeveralRows { Fill::Several } else { Fill::Error }, 1);
+            self.land(flight, Err(error));
+        }
+        let mut has_value = answered.iter().map(Option::is_some);
+        rows.values.retain(|_| has_value.next().unwrap_or(false));
+        Some(answered.into_iter().flatten().cloned().collect())
+    }
+
+    async fn publish(
+        &self,
+        flights: &[Arc<Flight>],
+        (values, dues): (&[Option<Bytes>], &[Option<Due>]),
+        label: &Label,
+        now: Due,
+        lease: &Lease<'_>,
+    ) {
+        failpoint::reached(Point::BeforePublish);
+        let mut small = Vec::with_capacity(flights.len());
+        for ((flight, value), due) in flights.iter().zip(values).zip(dues) {
+            match due.filter(|_| self.fits(value)) {
+                Some(due) => small.push((flight, value, due)),
+                None => {
+                    // So that others do not wait for it. If this fails, it expires.
+                    let _ = lease.l2.drop_same(flight.key.redis(), lease.text.as_bytes()).await;
+                    self.count(if due.is_some() { Fill::Large } else { Fill::Uncached }, 1);
+                }
+            }
         }
         if small.is_empty() {
             return;
         }
+        let entries = small.iter().map(|(_, value, due)| (Label { due: *due, ..*label }, (*value).clone())).collect();
+        let texts = texts(&self.entity, entries).await;
         let texts: Vec<(&str, Vec<u8>)> =
-            small.iter().map(|(f, v)| (f.key.redis(), entry::encode(label, v.as_deref()))).collect();
-        match lease.l2.publish(&texts, lease.text, label.hi, self.entity.ttl).await {
+            small.iter().zip(texts).map(|((flight, ..), text)| (flight.key.redis(), text)).collect();
+        let base = now.before(self.entity.lifetime.stale);
+        match lease.l2.publish(&texts, lease.text, label.hi, base).await {
             Ok(published) => {
                 failpoint::reached(Point::AfterPublish);
-                for (published, (_, value)) in published.iter().zip(&small) {
+                for (published, (_, value, _)) in published.iter().zip(&small) {
                     self.count(
                         match (published, value) {
                             (true, Some(_)) => Fill::Published,
@@ -375,12 +478,12 @@ impl Batch {
         self.filler.metrics[self.entity.id].fill(result, flights as u64);
     }
 
-    /// Keeps a value in L1 and hands it to whoever waits.
-    async fn keep(&self, flight: &Arc<Flight>, value: Option<Bytes>, label: Label, outcome: Outcome) {
+    /// Keeps a value in L1, unless it is over, and hands it to whoever waits.
+    async fn keep(&self, flight: &Arc<Flight>, value: Option<Bytes>, label: Label, due: Option<Due>, outcome: Outcome) {
         let etag = etag(value.as_deref());
         let basis = (self.generation, self.as_of);
-        if self.fits(&value) {
-            self.filler.hierarchy.keep(&self.entity, &flight.key, value.clone(), etag, basis, label.hi).await;
+        if let Some(due) = due.filter(|_| self.fits(&value)) {
+            self.filler.hierarchy.keep(&self.entity, &flight.key, value.clone(), etag, basis, (label.hi, due)).await;
         }
         self.land(flight, Ok(Fetched { value, etag, outcome, as_of: self.as_of, hi: label.hi }));
     }
@@ -391,6 +494,20 @@ impl Batch {
     }
 }
 
+/// What became of flights that were looked up in L2 and are not landed.
+#[derive(Default)]
+struct Looks {
+    /// Our lease stands there, given at this high-water mark.
+    leased: Vec<Arc<Flight>>,
+    lo: Lsn,
+    /// Somebody else's does.
+    busy: Vec<Arc<Flight>>,
+    /// L2 is not to keep them.
+    uncached: Vec<Arc<Flight>>,
+    /// An entry stands there that a tag has voided, and what it must have seen.
+    voided: Vec<(Arc<Flight>, Lsn)>,
+}
+
 /// The right to publish a batch's fills.
 struct Lease<'a> {
     l2: &'a L2,
@@ -399,8 +516,26 @@ struct Lease<'a> {
     lo: Lsn,
 }
 
+/// Entries' texts as they are stored in L2; none if they could not be made.
+async fn texts(entity: &Entity, entries: Vec<(Label, Option<Bytes>)>) -> Vec<Vec<u8>> {
+    let Some(above) = entity.compress_above else {
+        return entries.iter().map(|(label, value)| entry::encode(label, value.as_deref())).collect();
+    };
+    let size: usize = entries.iter().flat_map(|(_, value)| value).map(Bytes::len).sum();
+    let pack = move || {
+        let text = |(label, value): &(Label, Option<Bytes>)| {
+            let text = entry::encode(label, value.as_deref());
+            entry::packed::pack_text(&text, above).unwrap_or(text)
+        };
+        entries.iter().map(text).collect()
+    };
+    // Much of it takes milliseconds: not on a thread that serves readers, too.
+    if size < PACK_INLINE { pack() } else { tokio::task::spawn_blocking(pack).await.unwrap_or_default() }
+}
+
 impl Hierarchy {
-    /// Puts a value into L1 that was fetched after the generation and then the watermark were taken.
+    /// Puts a value into L1 that was fetched after the generation and then the watermark were taken. Whatever its due time
+    /// is by another clock, it lives no longer there than a new entry would.
     pub async fn keep(
         &self,
         entity: &Entity,
@@ -408,9 +543,16 @@ impl Hierarchy {
         value: Option<Bytes>,
         etag: u64,
         (generation, as_of): (Generation, Lsn),
-        hi: Lsn,
+        (hi, due): (Lsn, Due),
     ) {
         let Some(l1) = self.l1.as_ref().filter(|_| entity.is_servable()) else { return };
+        let tags = entity.cells(key.redis(), value.as_deref());
+        let longest = entity.longest(value.as_deref());
+        let life = due.from(Due::now()).map_or(longest, |life| life.min(longest));
+        if life.is_zero() {
+            return;
+        }
+        let expires = Instant::now() + life;
         let cached = Cached {
             key: key.redis().into(),
             value,
@@ -418,7 +560,12 @@ impl Hierarchy {
             as_of,
             hi,
             generation,
-            expires: Instant::now() + entity.ttl,
+            due,
+            expires,
+            over: expires + entity.lifetime.stale,
+            tags,
+            checked: AtomicU64::new(0),
+            charge: Charge::default(),
         };
         l1.insert(entity.id, key.hash, cached);
     }

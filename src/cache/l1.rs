@@ -2,36 +2,27 @@
 //!
 //! stretto scans its whole policy map on each eviction, so one large cache falls over; many small shards do not.
 
+mod expiry;
 mod index;
+mod part;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use rand::Rng;
-use stretto::{AsyncCacheBuilder, TokioCache, TransparentKeyBuilder};
 
-use self::index::Index;
+pub use self::part::{Charge, Fullness};
+use self::part::{Part, Shard};
 use super::fence::Fence;
 use crate::entity::{EntryKey, Generation};
+use crate::entry::Due;
 use crate::failpoint::{self, Rule};
 use crate::lsn::Lsn;
-
-/// Entries a shard is sized for. An eviction costs some 50 microseconds at this size, and 11 ms at a million; on the
-/// other hand each shard has a thread of its own for evictions, and some 0.3 MB of fixed tables.
-const SHARD_ENTRIES: usize = 8192;
-/// Frequency counters for each entry. TinyLFU likes ten; four tell hot from cold keys, and cost less than half.
-const COUNTERS: usize = 4;
-/// Memory that an entry takes beside its key and value, in stretto (about 221 bytes) and here (its place in the index
-/// included, up to two times), in bytes.
-const OVERHEAD: usize = 221 + size_of::<Cached>() + 48 + 16;
-/// The size of entry, in bytes, that the number of shards is laid out for; smaller ones only make fuller shards.
-const TYPICAL_ENTRY: usize = 512;
-
-type Cache = TokioCache<u64, Arc<Cached>, TransparentKeyBuilder<u64>>;
+use crate::void::tag::Cell;
 
 /// A value in L1.
 #[derive(Debug)]
@@ -48,8 +39,25 @@ pub struct Cached {
     pub hi: Lsn,
     /// The generation it belongs to.
     pub generation: Generation,
-    /// When it is too old by its entity's ttl.
+    /// When it is due by the wall clock of whoever made it: what stands in L2 under the same label has the same.
+    pub due: Due,
+    /// When it is due by the clock of this process, which does not jump.
     pub expires: Instant,
+    /// When it is not served any more, marked or not.
+    pub over: Instant,
+    /// The cells of the tags that it bears.
+    pub tags: Box<[Cell]>,
+    /// It was compared with all patterns that were swept up to here.
+    pub checked: AtomicU64,
+    /// What it takes of L1's memory.
+    pub charge: Charge,
+}
+
+impl Cached {
+    /// Up to where no pattern that was swept concerns it: such as came after it was fetched were compared with it.
+    pub fn seen(&self) -> Lsn {
+        self.as_of.max(Lsn::from_u64(self.checked.load(Ordering::Acquire)))
+    }
 }
 
 /// Why an entry is not served.
@@ -59,7 +67,7 @@ pub enum Unservable {
     Generation,
     /// Since it was fetched there was an event on its cell of the fence.
     Fenced,
-    /// It has outlived its entity's ttl.
+    /// Its life is over.
     Expired,
 }
 
@@ -72,66 +80,49 @@ pub struct Place {
     pub hash: u64,
 }
 
-struct Shard {
-    cache: Cache,
-    index: Index,
-}
-
-impl Shard {
-    /// The lookup is async in name only; the value is cloned out, for a reference would hold the shard's lock.
-    fn get(&self, hash: u64) -> Option<Arc<Cached>> {
-        Some(self.cache.get(&hash).now_or_never()??.value().clone())
-    }
-
-    /// Drops from the index what is not held any more.
-    ///
-    /// Not asked by `get_ttl`, although it would leave the frequencies alone: it takes the lock for reading twice, and
-    /// with a writer between the two both wait for ever.
-    async fn compact(&self) {
-        self.index.compact(|hash| self.get(hash).is_some()).await;
-    }
-}
-
-/// The in-process tier of one instance.
+/// The in-process tier of one instance: parts, behind one fence.
 pub struct L1 {
-    /// Made when they are first needed: an empty one takes memory and a thread.
-    shards: Vec<OnceLock<Arc<Shard>>>,
-    shard_size: i64,
+    /// The part that entities share, then those that one has for itself.
+    parts: Vec<Part>,
+    /// By entity, the position of its part; the first where there is no such entity.
+    by_entity: Vec<usize>,
     fence: Fence,
 }
 
 impl L1 {
-    /// A tier that holds about `max_size` bytes.
+    /// A tier that holds about `max_size` bytes for all entities together.
     pub fn new(max_size: u64) -> Self {
-        let per_shard = (SHARD_ENTRIES * TYPICAL_ENTRY) as u64;
-        let count = (max_size / per_shard).clamp(1, 4096);
-        let shards = (0..count).map(|_| OnceLock::new()).collect();
-        L1 { shards, shard_size: (max_size / count).max(1) as i64, fence: Fence::default() }
+        L1::with_parts(max_size, &[])
     }
 
-    fn shard(&self, hash: u64) -> &OnceLock<Arc<Shard>> {
-        // The fence uses the hash's low bits, the shards its high ones.
-        &self.shards[(hash >> 32) as usize % self.shards.len()]
+    /// A tier in which some entities have a part of their own, of the size that is given by entity; the others share one of
+    /// `max_size` bytes.
+    pub fn with_parts(max_size: u64, own: &[Option<u64>]) -> Self {
+        let mut parts = vec![Part::new(max_size)];
+        let mut by_entity = Vec::with_capacity(own.len());
+        for size in own {
+            by_entity.push(size.map_or(0, |size| {
+                parts.push(Part::new(size));
+                parts.len() - 1
+            }));
+        }
+        L1 { parts, by_entity, fence: Fence::default() }
     }
 
-    /// A new shard, whose upkeep runs on the tokio runtime and a thread. `None` if stretto refuses.
-    fn make(&self) -> Option<Arc<Shard>> {
-        let (counters, keys) = (SHARD_ENTRIES * COUNTERS, TransparentKeyBuilder::<u64>::default());
-        let made = AsyncCacheBuilder::new_with_key_builder(counters, self.shard_size, keys).build();
-        let cache = made.inspect_err(|error| tracing::error!(%error, "make a shard of L1")).ok()?;
-        Some(Arc::new(Shard { cache, index: Index::default() }))
+    fn part(&self, entity: usize) -> &Part {
+        &self.parts[self.by_entity.get(entity).copied().unwrap_or_default()]
     }
 
     /// The value of a key, if it may still be served in `generation`.
-    pub fn get(&self, key: &EntryKey, generation: Generation) -> Option<Arc<Cached>> {
-        let cached = self.peek(key.hash)?;
+    pub fn get(&self, entity: usize, key: &EntryKey, generation: Generation) -> Option<Arc<Cached>> {
+        let cached = self.peek(entity, key.hash)?;
         let servable = *cached.key == *key.redis() && self.judge(key.hash, &cached, generation).is_ok();
         servable.then_some(cached)
     }
 
     /// What is held under a hash, servable or not; of whichever key that has it.
-    pub fn peek(&self, hash: u64) -> Option<Arc<Cached>> {
-        self.shard(hash).get()?.get(hash)
+    pub fn peek(&self, entity: usize, hash: u64) -> Option<Arc<Cached>> {
+        self.part(entity).peek(hash)
     }
 
     /// Whether an entry may still be served in `generation`.
@@ -145,7 +136,7 @@ impl L1 {
         if !self.fence.admits(hash, cached.as_of) && !failpoint::is_off(Rule::L1Fence) {
             return Err(Unservable::Fenced);
         }
-        if cached.expires <= Instant::now() { Err(Unservable::Expired) } else { Ok(()) }
+        if cached.over <= Instant::now() { Err(Unservable::Expired) } else { Ok(()) }
     }
 
     /// Keeps a value of an entity, unless an event has overtaken it or the tier prefers others.
@@ -153,21 +144,12 @@ impl L1 {
         if !self.fence.admits(hash, cached.as_of) {
             return;
         }
-        let cost = OVERHEAD + cached.key.len() + cached.value.as_ref().map_or(0, Bytes::len);
-        let slot = self.shard(hash);
-        if slot.get().is_none() {
-            let Some(shard) = self.make() else { return };
-            // Somebody else may have been faster; then theirs is used.
-            let _ = slot.set(shard);
-        }
-        let Some(shard) = slot.get() else { return };
-        // All is done at the first poll; what follows only lets others run. Not to be waited for: a reader that goes
-        // away there would leave an entry that is not in the index.
-        let _ = shard.cache.insert(hash, Arc::new(cached), cost as i64).now_or_never();
-        if shard.index.note(entity, hash) {
-            let shard = shard.clone();
-            tokio::spawn(async move { shard.compact().await });
-        }
+        self.part(entity).insert(entity, hash, cached);
+    }
+
+    /// Removes the entry of a hash, whatever it is worth.
+    pub async fn remove(&self, entity: usize, hash: u64) {
+        self.part(entity).remove(hash).await;
     }
 
     /// Makes the entry of a hash unservable, and with it every value of its cell that was fetched until now: also one
@@ -176,21 +158,16 @@ impl L1 {
     /// Whoever fetched a value before now has read the watermark before that, so its `as_of` is at most `watermark`, and
     /// a fence of one more refuses it. Values that are fetched from here on are refused, too, until the watermark has
     /// moved: that costs reads of L2, which a heartbeat ends.
-    pub async fn invalidate(&self, hash: u64, watermark: Lsn) {
+    pub async fn invalidate(&self, entity: usize, hash: u64, watermark: Lsn) {
+        // Should it not be removed, it is fenced all the same.
         self.fence.raise(hash, Lsn::from_u64(watermark.as_u64().saturating_add(1)));
-        if let Some(shard) = self.shard(hash).get()
-            && let Err(error) = shard.cache.try_remove(&hash).await
-        {
-            // It is fenced all the same.
-            tracing::debug!(%error, "remove an entry from L1");
-        }
+        self.part(entity).remove(hash).await;
     }
 
     /// Hashes of `count` entries of an entity by chance, each as likely as the next; some may have been evicted, and one
     /// may come twice.
     pub fn sample(&self, entity: usize, count: usize) -> Vec<u64> {
-        let sizes: Vec<(&Shard, usize)> =
-            self.shards.iter().filter_map(OnceLock::get).map(|s| (&**s, s.index.len(entity))).collect();
+        let sizes: Vec<(&Shard, usize)> = self.part(entity).sizes(entity);
         let total: usize = sizes.iter().map(|(_, size)| size).sum();
         if total == 0 {
             return Vec::new();
@@ -211,19 +188,7 @@ impl L1 {
     /// Up to `limit` hashes of an entity's entries from `from` on, and where to go on; `None` at the end. What is held
     /// during a whole walk is in it; some hashes may have been evicted.
     pub fn page(&self, entity: usize, from: Place, limit: usize) -> (Vec<u64>, Option<Place>) {
-        let limit = limit.max(1);
-        let mut least = from.hash;
-        for shard in from.shard..self.shards.len() {
-            let page = self.shards[shard].get().map(|s| s.index.page(entity, least, limit)).unwrap_or_default();
-            least = 0;
-            let Some(last) = page.last() else { continue };
-            let next = match last.checked_add(1).filter(|_| page.len() == limit) {
-                Some(hash) => Place { shard, hash },
-                None => Place { shard: shard + 1, hash: 0 },
-            };
-            return (page, (next.shard < self.shards.len()).then_some(next));
-        }
-        (Vec::new(), None)
+        self.part(entity).page(entity, from, limit)
     }
 
     /// The fence, for whoever applies events.
@@ -233,11 +198,17 @@ impl L1 {
 
     /// Number of entries held, servable or not.
     pub fn len(&self) -> usize {
-        self.shards.iter().filter_map(OnceLock::get).map(|shard| shard.cache.len()).sum()
+        self.parts.iter().map(Part::len).sum()
     }
 
     /// Whether it holds nothing.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// How full each part is: first the one that is shared, then the others, with the entity that each belongs to.
+    pub fn fullness(&self) -> Vec<(Option<usize>, Fullness)> {
+        let entity = |part: usize| self.by_entity.iter().position(|of| *of == part && part > 0);
+        self.parts.iter().enumerate().map(|(i, part)| (entity(i), part.fullness())).collect()
     }
 }

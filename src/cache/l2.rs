@@ -9,6 +9,9 @@
 //! batch's `hw` and lacks some of its effects, so only `done` proves that nothing was lost.
 
 mod inspect;
+mod notes;
+pub mod renew;
+mod walk;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +28,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 pub use self::inspect::{Fields, Look};
-use crate::entity::{Entity, Generation};
+pub use self::walk::Walk;
+use super::Hierarchy;
+use crate::entity::Generation;
+use crate::entry::Due;
 use crate::failpoint::{self, Rule};
 use crate::lsn::Lsn;
 use crate::metrics::InstanceMetrics;
@@ -133,6 +139,9 @@ pub struct L2 {
     publish: Script,
     look: Script,
     drop_same: Script,
+    unlink_below: Script,
+    claim_renewals: Script,
+    replace: Script,
 }
 
 impl L2 {
@@ -156,6 +165,9 @@ impl L2 {
             publish: Script::new(include_str!("publish.lua")),
             look: Script::new(include_str!("l2/look.lua")),
             drop_same: Script::new(include_str!("l2/drop_same.lua")),
+            unlink_below: Script::new(include_str!("l2/unlink_below.lua")),
+            claim_renewals: Script::new(include_str!("l2/renew/claim.lua")),
+            replace: Script::new(include_str!("l2/renew/replace.lua")),
         })
     }
 
@@ -205,11 +217,11 @@ impl L2 {
         self.connection.load().is_some()
     }
 
-    /// Keeps the readers' connection up and proved, until cancelled. The entities' generations are raised to what L2's
+    /// Keeps the readers' connection up and proved, until cancelled. Generations and floors are raised to what L2's
     /// fence says.
     pub async fn keep_connected(
         self: Arc<Self>,
-        entities: Vec<Arc<Entity>>,
+        hierarchy: Arc<Hierarchy>,
         metrics: Arc<InstanceMetrics>,
         cancel: CancellationToken,
     ) {
@@ -220,7 +232,7 @@ impl L2 {
                 loop {
                     match self.claimed.load(Ordering::Acquire) {
                         0 => self.claims.notified().await,
-                        epoch => break self.connect_proved(epoch, &entities).await.map(|c| c.map(|c| (epoch, c))),
+                        epoch => break self.connect_proved(epoch).await.map(|c| c.map(|c| (epoch, c))),
                     }
                 }
             };
@@ -229,13 +241,15 @@ impl L2 {
                 outcome = attempt => outcome,
             };
             match outcome {
-                Ok(Some((epoch, connection))) => {
+                Ok(Some((epoch, (connection, fence)))) => {
                     {
                         // Not if it was distrusted since it was proved, or claimed anew, perhaps on another server.
                         let _turn = self.trusting.lock();
                         if self.claimed.load(Ordering::Acquire) != epoch {
                             continue;
                         }
+                        // Another leader may have found that this server lost writes, and started a new generation since.
+                        hierarchy.load(&fence);
                         self.connection.store(Some(Arc::new(connection)));
                     }
                     metrics.l2_trusted(true);
@@ -265,8 +279,7 @@ impl L2 {
     async fn connect_proved(
         &self,
         epoch: u64,
-        entities: &[Arc<Entity>],
-    ) -> Result<Option<MultiplexedConnection>, RedisError> {
+    ) -> Result<Option<(MultiplexedConnection, HashMap<String, Vec<u8>>)>, RedisError> {
         let mut connection = self.connect().await?;
         // Before the fence is read: it may move on meanwhile.
         let acknowledged = Lsn::from_u64(self.acknowledged.load(Ordering::Acquire));
@@ -278,12 +291,7 @@ impl L2 {
         if !proved {
             return Ok(None);
         }
-        // Another leader may have found that this server lost writes, and started a new generation since.
-        for entity in entities {
-            let stands = number("gen").max(number(&format!("gen:{}", entity.name)));
-            entity.raise(Generation(stands.unwrap_or_default().as_u64()));
-        }
-        Ok(Some(connection))
+        Ok(Some((connection, fence)))
     }
 
     fn connection(&self) -> Result<MultiplexedConnection, L2Error> {
@@ -324,7 +332,8 @@ impl L2 {
         }
     }
 
-    /// Looks keys up and takes a lease for each that is absent. `None` for the high-water mark says that L2 has lost
+    /// Looks keys up and takes a lease for each that is absent, was due by `over`, or has not seen everything up to its
+    /// floor. `None` for the high-water mark says that L2 has lost
     /// its fence; then no lease was taken.
     ///
     /// # Errors
@@ -334,11 +343,18 @@ impl L2 {
         keys: &[&str],
         lease: &str,
         generation: Generation,
+        over: Due,
+        floors: &[Lsn],
     ) -> Result<(Option<Lsn>, Vec<Looked>), L2Error> {
         let mut connection = self.connection()?;
         let mut cmd = self.lease.command(keys.len() + 1);
         cmd.arg(&self.fence_key).arg(keys).arg(lease);
-        cmd.arg(self.config.lease_ttl.as_millis() as u64).arg(&generation.hex16());
+        cmd.arg(self.config.lease_ttl.as_millis() as u64).arg(&generation.hex16()).arg(&over.digits());
+        if floors.iter().any(|floor| *floor > Lsn::ZERO) {
+            for floor in floors {
+                cmd.arg(&floor.hex16());
+            }
+        }
         let Value::Array(values) = self.judge(self.lease.run(&mut connection, &cmd).await)? else {
             return Err(self.malformed());
         };
@@ -352,7 +368,8 @@ impl L2 {
         if looked.len() == keys.len() { Ok((Some(hw), looked)) } else { Err(L2Error::Form) }
     }
 
-    /// Publishes fills, which nothing committed after `hi` is in; says for each whether its lease still stood.
+    /// Publishes fills, which nothing committed after `hi` is in; says for each whether its lease still stood. `base` is taken
+    /// off their due times to get their lives in Redis.
     ///
     /// # Errors
     /// If L2 is away or not trusted; the leases then expire.
@@ -361,7 +378,7 @@ impl L2 {
         entries: &[(&str, Vec<u8>)],
         lease: &str,
         hi: Lsn,
-        ttl: Duration,
+        base: Due,
     ) -> Result<Vec<bool>, L2Error> {
         let mut connection = self.connection()?;
         if failpoint::is_off(Rule::Lease) {
@@ -375,7 +392,7 @@ impl L2 {
         for (key, _) in entries {
             cmd.arg(key);
         }
-        cmd.arg(lease).arg(ttl.as_millis() as u64).arg(&hi.hex16());
+        cmd.arg(lease).arg(base.as_millis()).arg(&hi.hex16());
         for (_, text) in entries {
             cmd.arg(text);
         }

@@ -1,4 +1,6 @@
-//! Reading rows from Postgres by key, many at a time.
+//! Reading rows from Postgres by key, many at a time; or the results of queries.
+
+mod results;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,9 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use deadpool_postgres::{Object, Pool, PoolError, TimeoutType};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
+pub use self::results::MAX_RESULTS;
 use super::answer::ReadError;
 use super::permits::{Permit, Permits, share};
 use crate::entity::{Entity, EntryKey, Shape};
@@ -32,6 +35,8 @@ pub struct Found {
     pub hi: Lsn,
     /// The values' JSON in the order of the keys; `None` for absent rows.
     pub values: Vec<Option<Bytes>>,
+    /// Keys, by position, that have no value, and why: what is said of them in `values` means nothing.
+    pub refused: Vec<(usize, ReadError)>,
 }
 
 /// An entity's query, and the shape that it was made for.
@@ -83,6 +88,13 @@ impl Rows {
         share(self.pool.status().max_size, self.connections.len())
     }
 
+    /// Whether readers use no more than half of the connections, and wait for none.
+    pub(super) fn has_spare_connections(&self) -> bool {
+        let pool = self.pool.status();
+        let used = pool.size.saturating_sub(pool.available);
+        pool.waiting == 0 && (2 * used <= pool.max_size || used == 0)
+    }
+
     /// A permit to read `keys` keys where nobody waits for them: `None` while others need what there is.
     pub fn spare(&self, keys: usize) -> Option<Permit> {
         if self.pool.status().waiting > 0 { None } else { self.permits.spare(keys) }
@@ -104,7 +116,10 @@ impl Rows {
         if self.now() < self.down_until.load(Ordering::Acquire) {
             return Err(ReadError::SourceUnavailable);
         }
-        let found = self.query_rows(entity, keys, since).await;
+        let found = match &entity.query {
+            Some(query) => self.read_results(entity, query, keys, since).await,
+            None => self.query_rows(entity, keys, since).await,
+        };
         if matches!(found, Err(ReadError::SourceUnavailable)) {
             self.is_down();
         }
@@ -139,18 +154,7 @@ impl Rows {
                 column.push(part.into_owned());
             }
         }
-        let connection = async {
-            let turn = self.connections[entity.id].acquire().await;
-            loop {
-                let client = self.pool.get().await.map_err(|e| self.unavailable(&e))?;
-                if Object::metrics(&client).created >= since {
-                    return Ok((turn, client));
-                }
-                drop(Object::take(client));
-            }
-        };
-        let late = |_| Err(ReadError::Overloaded);
-        let (_turn, client) = tokio::time::timeout(self.timeout, connection).await.unwrap_or_else(late)?;
+        let (_turn, client) = self.connection(entity, since).await?;
         let refused = |error: tokio_postgres::Error| self.refused(&error);
         let work = async {
             let statement = client.prepare_cached(&query).await.map_err(refused)?;
@@ -168,7 +172,7 @@ impl Rows {
             }
         };
         let unexpected = || ReadError::Refused("unexpected result".into());
-        let mut found = Found { hi: Lsn::ZERO, values: vec![None; keys.len()] };
+        let mut found = Found { hi: Lsn::ZERO, values: vec![None; keys.len()], refused: Vec::new() };
         for row in rows {
             match row.try_get::<_, Option<i64>>("ord").map_err(refused)? {
                 None => {
@@ -185,6 +189,27 @@ impl Rows {
         Ok(found)
     }
 
+    /// One of the connections that the entity may use, which was made after `since`.
+    async fn connection(
+        &self,
+        entity: &Entity,
+        since: std::time::Instant,
+    ) -> Result<(SemaphorePermit<'_>, Object), ReadError> {
+        let connection = async {
+            // Never closed.
+            let turn = self.connections[entity.id].acquire().await.map_err(|_| ReadError::Overloaded)?;
+            loop {
+                let client = self.pool.get().await.map_err(|e| self.unavailable(&e))?;
+                if Object::metrics(&client).created >= since {
+                    return Ok((turn, client));
+                }
+                drop(Object::take(client));
+            }
+        };
+        let late = |_| Err(ReadError::Overloaded);
+        tokio::time::timeout(self.timeout, connection).await.unwrap_or_else(late)
+    }
+
     fn query(&self, entity: &Entity) -> (usize, String) {
         let shape = entity.shape();
         let mut queries = self.queries.lock();
@@ -195,7 +220,10 @@ impl Rows {
         match &queries[entity.id] {
             Some((made_for, query)) if Arc::ptr_eq(made_for, &shape) => (width, query.clone()),
             _ => {
-                let query = fill_query(entity, &shape);
+                let query = match &entity.query {
+                    Some(query) => query.fill_statement(),
+                    None => fill_query(entity, &shape),
+                };
                 queries[entity.id] = Some((shape, query.clone()));
                 (width, query)
             }

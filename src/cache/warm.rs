@@ -4,7 +4,7 @@
 //! of every other, so it takes no more from the source than readers may, and waits in line with them. Only the instance
 //! that applies events hears of keys to warm, so a fleet warms a key once.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ pub struct Waiting {
 pub struct Warmer {
     queue: Mutex<VecDeque<(Lsn, Waiting)>>,
     arrived: Notify,
+    /// Whole entities, and where the last transaction ends that asked for them.
+    entities: Mutex<BTreeMap<usize, Lsn>>,
     room: Arc<Semaphore>,
     metrics: CommandMetrics,
 }
@@ -45,7 +47,7 @@ impl Warmer {
     /// One that nothing waits for.
     pub fn new(metrics: CommandMetrics) -> Self {
         let room = Arc::new(Semaphore::new(ROOM));
-        Warmer { queue: Mutex::default(), arrived: Notify::new(), room, metrics }
+        Warmer { queue: Mutex::default(), arrived: Notify::new(), entities: Mutex::default(), room, metrics }
     }
 
     /// A place for a key whose transaction is still open; `None`, which is counted, if too many wait.
@@ -63,6 +65,26 @@ impl Warmer {
     pub fn release(&self, lsn: Lsn, keys: impl Iterator<Item = Waiting>) {
         self.queue.lock().extend(keys.map(|key| (lsn, key)));
         self.arrived.notify_one();
+    }
+
+    /// All of an entity is to be warmed once everything up to `lsn` is applied. Once, however often it is said.
+    pub fn release_entity(&self, lsn: Lsn, entity: usize) {
+        let mut entities = self.entities.lock();
+        let at = entities.entry(entity).or_insert(lsn);
+        *at = lsn.max(*at);
+    }
+
+    /// Takes the entities that are to be warmed now that everything up to `applied` is.
+    pub fn take_entities(&self, applied: Lsn) -> Vec<usize> {
+        let mut entities = self.entities.lock();
+        let ready: Vec<usize> = entities.iter().filter(|(_, at)| **at <= applied).map(|(entity, _)| *entity).collect();
+        entities.retain(|_, at| *at > applied);
+        ready
+    }
+
+    /// Counts what became of one.
+    pub fn count(&self, result: Commanded) {
+        self.metrics.count(Command::Warm, result);
     }
 
     async fn next(&self) -> (Lsn, Waiting) {
@@ -101,6 +123,7 @@ mod tests {
         let shape = Shape {
             table_oid: 1,
             tables: Vec::new(),
+            query: None,
             columns: vec![],
             key: vec![key],
             whole_row: true,

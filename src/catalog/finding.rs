@@ -93,7 +93,10 @@ impl fmt::Display for Finding {
 pub(super) struct Findings(pub(super) Vec<Finding>);
 
 impl Findings {
+    /// Adds a finding that is none of those that are there: several entities may be made of one table.
     pub(super) fn add(&mut self, finding: Finding) {
-        self.0.push(finding);
+        if !self.0.contains(&finding) {
+            self.0.push(finding);
+        }
     }
 }

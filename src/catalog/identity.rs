@@ -98,29 +98,83 @@ pub(super) async fn check(
     for row in &rows {
         check_leaf(entity, row, row.get::<_, Oid>("oid") == oid, key, findings);
     }
-    Ok(rows
-        .iter()
-        .map(|row| Leaf {
-            oid: row.get("oid"),
-            name: TableName { schema: row.get("schema"), name: row.get("name") },
-            full: row.get::<_, &str>("identity") == "f",
-            columns: row.get("columns"),
-        })
-        .collect())
+    Ok(leaves(&rows))
+}
+
+/// Checks that old rows of a table that a query depends on tell these columns, in the table or in each of its partitions,
+/// which are returned. Without columns it is enough that updates and deletes are told at all.
+pub(super) async fn check_rule(
+    client: &Client,
+    entity: &str,
+    oid: Oid,
+    columns: &[String],
+    findings: &mut Findings,
+) -> Result<Vec<Leaf>, SourceError> {
+    let rows = query(client, "read replica identity", include_str!("../../sql/identity.sql"), &[&oid]).await?;
+    for row in &rows {
+        let name = TableName { schema: row.get("schema"), name: row.get("name") };
+        let subject = format!("entity {entity}");
+        if !is_logged(row, &name, &subject, findings) {
+            continue;
+        }
+        let identity: String = row.get("identity");
+        let said: Vec<String> = row.get("columns");
+        let missing: Vec<&str> = columns.iter().filter(|column| !said.contains(column)).map(String::as_str).collect();
+        if identity == "f" || (missing.is_empty() && !said.is_empty()) {
+            continue;
+        }
+        let what = if said.is_empty() {
+            format!("{name} has no replica identity: updates and deletes of published rows fail")
+        } else {
+            let missing = missing.join(", ");
+            format!(
+                "the replica identity of {name} does not carry {missing}: a change does not tell which entries it voids"
+            )
+        };
+        let leaf: Oid = row.get("oid");
+        let indexes = query(client, "read indexes", include_str!("../../sql/unique_indexes.sql"), &[&leaf]).await?;
+        let by_primary_key = indexes.iter().any(|index| {
+            let of: Vec<String> = index.get("columns");
+            index.get("is_primary") && columns.iter().all(|column| of.contains(column))
+        });
+        let to = if by_primary_key { "DEFAULT" } else { "FULL" };
+        let remedy = "set one that carries them, before the table is published";
+        let sql = format!("ALTER TABLE {} REPLICA IDENTITY {to}", name.sql());
+        findings.add(Finding::error("replica_identity", subject, what, remedy).sql(sql));
+    }
+    Ok(leaves(&rows))
+}
+
+fn leaves(rows: &[Row]) -> Vec<Leaf> {
+    let leaf = |row: &Row| Leaf {
+        oid: row.get("oid"),
+        name: TableName { schema: row.get("schema"), name: row.get("name") },
+        full: row.get::<_, &str>("identity") == "f",
+        columns: row.get("columns"),
+    };
+    rows.iter().map(leaf).collect()
+}
+
+/// Whether a table or partition can be followed at all; an unlogged one may be mended, and is looked at further.
+fn is_logged(row: &Row, name: &TableName, subject: &str, findings: &mut Findings) -> bool {
+    if row.get::<_, String>("kind") == "f" {
+        let what = format!("partition {name} is a foreign table: its changes are not in this server's log");
+        findings.add(Finding::error("foreign_table", subject, what, "cache the table where it lives"));
+        return false;
+    }
+    if row.get::<_, String>("persistence") != "p" {
+        let what = format!("{name} is unlogged or temporary: its changes are not in the log");
+        let sql = format!("ALTER TABLE {} SET LOGGED", name.sql());
+        findings.add(Finding::error("table_unlogged", subject, what, "make it a logged table").sql(sql));
+    }
+    true
 }
 
 fn check_leaf(entity: &EntityConfig, row: &Row, is_table: bool, key: Option<&ChosenKey>, findings: &mut Findings) {
     let name = TableName { schema: row.get("schema"), name: row.get("name") };
     let subject = format!("entity {}", entity.name);
-    if row.get::<_, String>("kind") == "f" {
-        let what = format!("partition {name} is a foreign table: its changes are not in this server's log");
-        findings.add(Finding::error("foreign_table", subject, what, "cache the table where it lives"));
+    if !is_logged(row, &name, &subject, findings) {
         return;
-    }
-    if row.get::<_, String>("persistence") != "p" {
-        let what = format!("{name} is unlogged or temporary: its changes are not in the log");
-        let sql = format!("ALTER TABLE {} SET LOGGED", name.sql());
-        findings.add(Finding::error("table_unlogged", &subject, what, "make it a logged table").sql(sql));
     }
     let Some(key) = key else { return };
     let identity: String = row.get("identity");

@@ -85,13 +85,11 @@ pub(super) async fn check(
             continue;
         }
         published::check(table, &by, findings);
-        if let Some(shape) = &mut table.shape {
-            let membership = memberships.get(&table.oid).map_or(&[][..], Vec::as_slice);
-            let lists: Vec<_> = by.iter().map(|(p, listed)| (&p.name, &listed.columns, &listed.row_filter)).collect();
-            let facts = format!("{:016x} {membership:?} {lists:?}", shape.published.version);
-            shape.published.version = crate::entity::hash(facts.as_bytes());
-            shape.published.row_filter = published::row_filter(&by);
-        }
+        let membership = memberships.get(&table.oid).map_or(&[][..], Vec::as_slice);
+        let lists: Vec<_> = by.iter().map(|(p, listed)| (&p.name, &listed.columns, &listed.row_filter)).collect();
+        let facts = format!("{:016x} {membership:?} {lists:?}", table.published.version);
+        table.published.version = crate::entity::hash(facts.as_bytes());
+        table.published.row_filter = published::row_filter(&by);
     }
     Ok(())
 }

@@ -5,11 +5,13 @@ use tokio_postgres::{Client, Row};
 
 use super::finding::{Finding, Findings, Phase};
 use super::identity::{self, ChosenKey, Leaf};
+use super::lifetime;
+use super::signature::Signature;
 use super::types::{self, ColumnTypes, KeyFacts, Oid};
 use super::{query, query_opt, wal2json};
 use crate::config::{EntityConfig, Plugin, SourceConfig, TableName, nearest};
 use crate::entity::{OnChange, Published, Shape, ValueColumn};
-use crate::key::KeyColumn;
+use crate::key::{KeyColumn, KeyType};
 use crate::source::SourceError;
 use crate::sql::quote_ident;
 
@@ -35,8 +37,28 @@ pub(super) struct Table {
     pub(super) unreadable: Vec<String>,
     /// The role that reads.
     pub(super) role: String,
+    /// Whether it is a query's: every change of it must be streamed.
+    pub(super) of_query: bool,
+    /// What of it is published.
+    pub(super) published: Published,
     /// `None` where columns or the key cannot be served.
     pub(super) shape: Option<Shape>,
+}
+
+impl Table {
+    /// Its shape, with what of it is published.
+    pub(super) fn into_shape(self) -> Option<Shape> {
+        self.shape.map(|shape| Shape { published: self.published, ..shape })
+    }
+}
+
+/// What the publications say of a table before it is known how they publish it.
+pub(super) fn published_as(row: &Row, source: &SourceConfig) -> Published {
+    let published_as = match source.plugin {
+        Plugin::Pgoutput => row.get::<_, Vec<String>>("published_as"),
+        Plugin::Wal2json => Vec::new(),
+    };
+    Published { row_filter: None, version: crate::entity::hash(format!("{published_as:?}").as_bytes()) }
 }
 
 /// Looks at an entity's table with the rights of `role` (oid and name). `None` where there is no such table. The signature
@@ -45,27 +67,17 @@ pub(super) async fn inspect(
     client: &Client,
     entity: &EntityConfig,
     (role_oid, role): (Oid, &str),
-    (source, signature): (&SourceConfig, u64),
+    (source, signature): (&SourceConfig, Signature),
     findings: &mut Findings,
 ) -> Result<Option<Table>, SourceError> {
     let name = &entity.table;
-    let subject = format!("entity {}", entity.name);
-    let sql = include_str!("../../sql/table.sql");
-    let with: [&(dyn ToSql + Sync); 4] = [&name.schema, &name.name, &role_oid, &source.publication.names()];
-    let Some(row) = query_opt(client, "read table", sql, &with).await? else {
-        findings.add(missing(client, name, subject).await?);
+    let with = (name, entity.bypass_rls);
+    let Some(row) = open(client, &entity.name, with, (role_oid, role), source, findings).await? else {
         return Ok(None);
     };
     let kind: String = row.get("kind");
-    if !matches!(kind.as_str(), "r" | "p") {
-        let what = format!("{name} is {}, not a table", kind_name(&kind));
-        findings.add(Finding::error("not_a_table", subject, what, "name the table whose rows are to be cached"));
-        return Ok(None);
-    }
     let oid: Oid = row.get("oid");
-    check_rows(entity, &row, role, findings);
-    let columns = query(client, "read columns", include_str!("../../sql/columns.sql"), &[&oid, &role_oid]).await?;
-    let columns: Vec<Column> = columns.iter().map(Column::read).collect();
+    let columns = read_columns(client, oid, role_oid).await?;
     let value = choose(entity, "columns", entity.columns.as_deref(), &columns, findings);
     let known_key = choose(entity, "key", entity.key.as_deref(), &columns, findings).is_some();
     let key = if known_key { identity::choose_key(client, entity, oid, findings).await? } else { None };
@@ -87,58 +99,113 @@ pub(super) async fn inspect(
         generated_columns: generated(&needed),
         unreadable: columns.iter().filter(|column| !column.readable).map(|column| column.name.clone()).collect(),
         role: role.to_owned(),
+        of_query: false,
+        published: published_as(&row, source),
         shape: None,
     };
+    if let (Some(value), Some(key)) = (&value, &key) {
+        let names = value.iter().chain(key.iter().map(|(column, _)| column)).map(|column| column.name.as_str());
+        check_tags(entity, &names.collect::<Vec<_>>(), findings);
+    }
     if let (Some(value), Some(key)) = (value, key) {
         let oids: Vec<Oid> = value.iter().map(|column| column.type_oid).collect();
         let types = ColumnTypes::read(client, &oids).await?;
         check_types(entity, &value, &types, findings);
+        let said: Vec<_> = value.iter().map(|c| (c.name.as_str(), c.base_oid, c.base_name.as_str())).collect();
+        lifetime::check(entity, &said, findings);
         let columns = value.iter().map(|column| ValueColumn {
             name: column.name.clone(),
             type_oid: column.type_oid,
             sql_type: types.sql_type(column.type_oid),
         });
         let columns = columns.collect();
-        let (published_as, tables) = match source.plugin {
+        let tables = match source.plugin {
             // So that the stream starts again where they are others.
             Plugin::Pgoutput if kind == "p" && row.get("remembers_partitions") => {
-                (row.get::<_, Vec<String>>("published_as"), wal2json::streamed_tables(client, oid).await?)
+                wal2json::streamed_tables(client, oid).await?
             }
-            Plugin::Pgoutput => (row.get::<_, Vec<String>>("published_as"), Vec::new()),
+            Plugin::Pgoutput => Vec::new(),
             Plugin::Wal2json => {
                 let tables = wal2json::streamed_tables(client, oid).await?;
                 let needed_names: Vec<&str> = needed.iter().map(|column| column.name.as_str()).collect();
                 wal2json::check_computed(&entity.name, &needed_names, &tables, findings);
-                (Vec::new(), tables)
+                tables
             }
         };
-        let published = crate::entity::hash(format!("{published_as:?}").as_bytes());
         table.shape = Some(Shape {
-            version: crate::entity::hash(format!("{signature} {:?}", types.version).as_bytes()),
+            version: crate::entity::hash(format!("{} {:?}", signature.whole, types.version).as_bytes()),
             tables,
+            query: None,
             table_oid: oid,
             columns,
             key: key.into_iter().map(|(_, key)| key).collect(),
             whole_row: entity.columns.is_none(),
             partitioned: kind == "p",
-            published: Published { row_filter: None, version: published },
+            published: table.published.clone(),
         });
     }
     Ok(Some(table))
 }
 
+/// Looks for an entity's table, and whether all of its rows may be read; `None` where there is no such table.
+pub(super) async fn open(
+    client: &Client,
+    entity: &str,
+    (name, bypass_rls): (&TableName, bool),
+    (role_oid, role): (Oid, &str),
+    source: &SourceConfig,
+    findings: &mut Findings,
+) -> Result<Option<Row>, SourceError> {
+    let subject = format!("entity {entity}");
+    let sql = include_str!("../../sql/table.sql");
+    let with: [&(dyn ToSql + Sync); 4] = [&name.schema, &name.name, &role_oid, &source.publication.names()];
+    let Some(row) = query_opt(client, "read table", sql, &with).await? else {
+        findings.add(missing(client, name, subject).await?);
+        return Ok(None);
+    };
+    let kind: String = row.get("kind");
+    if !matches!(kind.as_str(), "r" | "p") {
+        let what = format!("{name} is {}, not a table", kind_name(&kind));
+        findings.add(Finding::error("not_a_table", subject, what, "name the table whose rows are to be cached"));
+        return Ok(None);
+    }
+    check_rows(subject, name, bypass_rls, &row, role, findings);
+    Ok(Some(row))
+}
+
+/// The columns of a table, and whether the role may read them.
+pub(super) async fn read_columns(client: &Client, oid: Oid, role_oid: Oid) -> Result<Vec<Column>, SourceError> {
+    let columns = query(client, "read columns", include_str!("../../sql/columns.sql"), &[&oid, &role_oid]).await?;
+    Ok(columns.iter().map(Column::read).collect())
+}
+
+/// Whether the columns of its tags are there.
+pub(super) fn check_tags(entity: &EntityConfig, columns: &[&str], findings: &mut Findings) {
+    for template in entity.templates() {
+        for name in template.columns().filter(|name| !columns.contains(name)) {
+            let what = format!("has a tag of column {name:?}, which is neither in its value nor in its key");
+            let remedy = match nearest(name, columns.iter().copied()) {
+                Some(near) => format!("correct the entity's tags; did you mean {near}?"),
+                None => format!("correct the entity's tags, or add {name} to its columns"),
+            };
+            findings.add(Finding::error("tag_column", format!("entity {}", entity.name), what, remedy));
+        }
+    }
+}
+
 /// A column of the table.
-struct Column {
-    name: String,
-    type_oid: Oid,
+#[derive(Clone)]
+pub(super) struct Column {
+    pub(super) name: String,
+    pub(super) type_oid: Oid,
     not_null: bool,
-    generated: bool,
-    readable: bool,
+    pub(super) generated: bool,
+    pub(super) readable: bool,
     deterministic: bool,
-    base_oid: Oid,
+    pub(super) base_oid: Oid,
     base_modifier: i32,
     base_kind: String,
-    base_name: String,
+    pub(super) base_name: String,
     labels: Vec<String>,
 }
 
@@ -157,6 +224,17 @@ impl Column {
             base_name: row.get("base_name"),
             labels: row.get("labels"),
         }
+    }
+
+    /// What its type is as a key's; or why it cannot be one.
+    pub(super) fn key_type(&self) -> Result<KeyType, &'static str> {
+        types::key_type(KeyFacts {
+            oid: self.base_oid,
+            modifier: self.base_modifier,
+            kind: &self.base_kind,
+            deterministic: self.deterministic,
+            labels: self.labels.clone(),
+        })
     }
 }
 
@@ -193,9 +271,7 @@ fn kind_name(kind: &str) -> &'static str {
 }
 
 /// Whether a SELECT sees exactly the rows whose changes are streamed under the table's name.
-fn check_rows(entity: &EntityConfig, row: &Row, role: &str, findings: &mut Findings) {
-    let subject = format!("entity {}", entity.name);
-    let name = &entity.table;
+fn check_rows(subject: String, name: &TableName, bypass_rls: bool, row: &Row, role: &str, findings: &mut Findings) {
     if row.get("has_children") {
         let what =
             format!("{name} has tables that inherit from it: their rows are read with it but stream under their names");
@@ -206,7 +282,7 @@ fn check_rows(entity: &EntityConfig, row: &Row, role: &str, findings: &mut Findi
             "name the tables one by one, or use partitions",
         ));
     }
-    if row.get("row_security") && !entity.bypass_rls {
+    if row.get("row_security") && !bypass_rls {
         let what = format!(
             "row-level security is enabled on {name}, and neither the stream nor fills obey its policies: every reader would \
              see every row"
@@ -223,7 +299,7 @@ fn check_rows(entity: &EntityConfig, row: &Row, role: &str, findings: &mut Findi
 
 /// Names the columns whose changes cannot refresh an entry.
 fn check_types(entity: &EntityConfig, value: &[&Column], types: &ColumnTypes, findings: &mut Findings) {
-    if entity.on_change == OnChange::Invalidate {
+    if entity.on_change() == OnChange::Invalidate {
         // Changes never make values of it.
         return;
     }
@@ -293,14 +369,7 @@ fn key_columns<'a>(
             refuse("key_generated", what, "choose another key", None);
             continue;
         }
-        let facts = KeyFacts {
-            oid: column.base_oid,
-            modifier: column.base_modifier,
-            kind: &column.base_kind,
-            deterministic: column.deterministic,
-            labels: column.labels.clone(),
-        };
-        match types::key_type(facts) {
+        match column.key_type() {
             Ok(key_type) => {
                 let cast = column.base_name.clone();
                 let key = KeyColumn { name: name.clone(), type_oid: *type_oid, key_type, cast };

@@ -82,6 +82,11 @@ impl Admin {
         self.send(Method::GET, &utf8_percent_encode(path, PATH).to_string(), None).await
     }
 
+    /// `GET path?query`, as they are.
+    pub(super) async fn query(&self, path: &str, query: &str) -> Result<Bytes, Failure> {
+        self.send(Method::GET, &format!("{path}?{query}"), None).await
+    }
+
     /// `POST path` with a JSON body.
     pub(super) async fn post(&self, path: &str, body: &Value) -> Result<Bytes, Failure> {
         self.send(Method::POST, path, Some(body)).await

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::failure::Failure;
-use crate::catalog::{self, Finding, Severity};
+use crate::catalog::{self, Finding, RuleCost, Severity};
 use crate::config::Config;
 use crate::source;
 
@@ -26,8 +26,8 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> {
     // What is wrong with the configuration itself has been found while it was loaded.
-    let (findings, announces_ddl) = if arguments.offline {
-        (Vec::new(), None)
+    let (findings, announces_ddl, costs) = if arguments.offline {
+        (Vec::new(), None, Vec::new())
     } else {
         let client = source::connect(&config.source, Some(CATALOG_TIMEOUT)).await?;
         let inspection = catalog::inspect(&client, config).await?;
@@ -35,7 +35,7 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> Result<ExitCo
         if let Some(l2) = &config.l2 {
             findings.extend(catalog::inspect_l2(l2).await);
         }
-        (findings, Some(inspection.announces_ddl))
+        (findings, Some(inspection.announces_ddl), inspection.costs)
     };
     let (errors, warnings) = count(&findings);
     if arguments.json {
@@ -48,10 +48,14 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> Result<ExitCo
                 "warnings": warnings,
                 "schema_changes": noticed,
                 "findings": findings,
+                "rules": costs,
             })
         );
     } else {
         findings.iter().for_each(|finding| print!("{}", text(finding)));
+        for RuleCost { entity, table, cost } in &costs {
+            println!("entity {entity}: a change of a row of {table} {cost}");
+        }
         if let Some(announced) = announces_ddl {
             let every = config.source.schema_check_interval;
             let how = if announced { "announced by event triggers, and looked for" } else { "looked for" };

@@ -16,7 +16,14 @@ pub(super) struct Arguments {
     /// Apply the SQL instead of printing it.
     #[arg(long)]
     apply: bool,
-    /// Connect with this URL, of a role that may create and grant, instead of source.url.
+    #[command(flatten)]
+    role: Role,
+}
+
+/// Who does what source.url's role may not.
+#[derive(Debug, Args)]
+pub(super) struct Role {
+    /// Connect with this URL, of a role that may do more, instead of source.url.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     /// As --url, from a file: arguments can be seen by others on this machine.
@@ -25,7 +32,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: &Arguments, config: &Config) -> Result<ExitCode, Failure> {
-    let admin = admin(arguments, &config.source)?;
+    let admin = arguments.role.source(&config.source)?;
     let hint = "`walcache setup --url` takes a role that may create and grant";
     let explain = |error: SourceError| Failure::from(error).or_remedy(hint);
     // Making a slot waits for the transactions that are open: no limit on statements.
@@ -59,17 +66,19 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> Result<ExitCo
     }
 }
 
-/// The source with the administrator's URL, where one is given.
-fn admin(arguments: &Arguments, source: &SourceConfig) -> Result<SourceConfig, Failure> {
-    let mut admin = source.clone();
-    if let Some(path) = &arguments.url_file {
-        let text = std::fs::read_to_string(path);
-        admin.url = Secret::from(text.map_err(|error| Failure::file(path, &error))?.trim());
-    } else if let Some(url) = &arguments.url {
-        admin.url = Secret::from(url.as_str());
+impl Role {
+    /// The source with this role's URL, where one is given.
+    pub(super) fn source(&self, source: &SourceConfig) -> Result<SourceConfig, Failure> {
+        let mut admin = source.clone();
+        if let Some(path) = &self.url_file {
+            let text = std::fs::read_to_string(path);
+            admin.url = Secret::from(text.map_err(|error| Failure::file(path, &error))?.trim());
+        } else if let Some(url) = &self.url {
+            admin.url = Secret::from(url.as_str());
+        }
+        SourceUrl::parse(&admin.url).map_err(|error| Failure::usage(format!("--url: {error}")))?;
+        Ok(admin)
     }
-    SourceUrl::parse(&admin.url).map_err(|error| Failure::usage(format!("--url: {error}")))?;
-    Ok(admin)
 }
 
 fn print_sql(steps: &[Finding]) {

@@ -7,10 +7,15 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::publications::Publications;
+use super::query::{DependsOn, Pairs};
 use super::secret::Secret;
 use super::table_name::TableName;
 use super::units;
-use crate::entity::{OnChange, PastBound};
+use super::warm::WarmConfig;
+use crate::entity::lifetime::Lifetime;
+use crate::entity::query::ResultShape;
+use crate::entity::{Definition, OnChange, PastBound};
+use crate::void::tag::Template;
 
 const MIB: u64 = 1 << 20;
 
@@ -115,6 +120,19 @@ pub struct ApplyConfig {
     pub script_keys: usize,
     /// Script calls that may be under way at a time.
     pub in_flight: usize,
+    /// How long a lookup of a query's rule may take, and all of a batch twice that, before all of the entity's entries are
+    /// voided instead.
+    #[serde(with = "units::duration")]
+    pub lookup_timeout: Duration,
+    /// Different lookups of one entity that are run at a time; with more, all of its entries are voided instead.
+    pub max_lookups: usize,
+    /// Log between what is applied and what lookups would see; where there is more, entries are voided instead.
+    #[serde(with = "units::size")]
+    pub max_lookup_distance: u64,
+    /// How long what is applied may go unpublished until what lookups have seen is applied, too, before entries are voided
+    /// instead.
+    #[serde(with = "units::duration")]
+    pub lookup_hold: Duration,
 }
 
 impl Default for ApplyConfig {
@@ -126,6 +144,10 @@ impl Default for ApplyConfig {
             max_value: 32 * MIB,
             script_keys: 256,
             in_flight: 16,
+            lookup_timeout: Duration::from_secs(1),
+            max_lookups: 1000,
+            max_lookup_distance: 16 * MIB,
+            lookup_hold: Duration::from_secs(5),
         }
     }
 }
@@ -134,7 +156,7 @@ impl Default for ApplyConfig {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct L1Config {
-    /// Memory for entries, bookkeeping included.
+    /// Memory for entries, bookkeeping included; of those entities that have no part of their own.
     #[serde(with = "units::size")]
     pub max_size: u64,
     /// Whether there is one.
@@ -177,6 +199,8 @@ pub struct L2Config {
     /// How long a reader waits for another instance's fill of the same entry before it reads Postgres itself.
     #[serde(with = "units::duration")]
     pub lease_wait: Duration,
+    /// Keys that are looked at in a second, at most, to remove what patterns have voided.
+    pub sweep_rate: u32,
 }
 
 impl Default for L2Config {
@@ -191,6 +215,7 @@ impl Default for L2Config {
             connect_timeout: Duration::from_secs(2),
             lease_ttl: Duration::from_secs(10),
             lease_wait: Duration::from_millis(200),
+            sweep_rate: 10_000,
         }
     }
 }
@@ -311,20 +336,43 @@ impl Default for LogConfig {
     }
 }
 
-/// A kind of cached thing: the rows of one table.
+/// A kind of cached thing: the rows of one table, or the results of a query.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct EntityConfig {
     /// The name in URLs, keys and metrics: `[a-z][a-z0-9_-]*`, unique.
     pub name: String,
-    /// The table.
+    /// The table; empty where there is a query.
+    #[serde(default, skip_serializing_if = "TableName::is_empty")]
     pub table: TableName,
-    /// What a change of a row does to its entry in L2.
-    #[serde(default)]
-    pub on_change: OnChange,
-    /// How long an entry may live in one tier after it was filled there; changes of the row do not prolong it.
+    /// What a change of a row does to its entry in L2; `None`: see [`EntityConfig::on_change()`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_change: Option<OnChange>,
+    /// How long an entry may live, in both tiers together; changes of the row do not prolong its stay in L2.
     #[serde(default = "default_ttl", with = "units::duration")]
     pub ttl: Duration,
+    /// The largest part by which lives are shortened by chance, 0 to 0.5.
+    #[serde(default = "default_jitter")]
+    pub ttl_jitter: f64,
+    /// A column of the value that says when an entry is due, if that is sooner than its ttl: a time, or a number of seconds
+    /// or an interval from when the entry was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_column: Option<String>,
+    /// How long the entry of an absent row may live; `None`: as long as others.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "units::optional_duration")]
+    pub negative_ttl: Option<Duration>,
+    /// For how long past its ttl an entry is still served, marked as stale, while it is filled anew; `None`: not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "units::optional_duration")]
+    pub stale_while_revalidate: Option<Duration>,
+    /// An entry that is read in this last part of its life is filled anew before it is due; `None`: none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_ahead: Option<f64>,
+    /// Values larger than this are compressed in L2; `None`: none are.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "units::optional_size")]
+    pub compress_above: Option<u64>,
+    /// A part of L1 of its own, of this size, beside [`L1Config::max_size`]; `None`: it shares that with others.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "units::optional_size")]
+    pub l1_size: Option<u64>,
     /// The columns of the value, by their exact names; `None`: all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub columns: Option<Vec<String>>,
@@ -334,6 +382,9 @@ pub struct EntityConfig {
     /// Whether changes also write entries that nobody has read.
     #[serde(default)]
     pub populate: bool,
+    /// Tags that its entries bear, with columns in braces: `tenant:{tenant_id}`. See [`crate::void::tag`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
     /// Whether every reader may see every row of a table with row-level security: neither the stream nor fills obey its
     /// policies. Else such a table is refused.
     #[serde(default)]
@@ -344,6 +395,53 @@ pub struct EntityConfig {
     /// As [`FreshnessConfig::past_max_staleness`]; `None`: as it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub past_max_staleness: Option<PastBound>,
+    /// The SELECT whose results are cached, with `$1` and so on for `params`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<String>,
+    /// What a query's value is; `None`: an array.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shape: Option<ResultShape>,
+    /// The query's parameters with their types, `$1` first: they are the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub params: Option<Pairs>,
+    /// The tables that the query's results depend on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depends_on: Option<Vec<DependsOn>>,
+    /// How it is warmed; `None`: only on demand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm: Option<WarmConfig>,
+    /// How many of the keys that are read most are remembered, and warmed first; 0: none.
+    #[serde(default = "default_hot_set")]
+    pub hot_set: usize,
+}
+
+impl EntityConfig {
+    /// What an entity is made of that is configured so.
+    pub fn definition(&self) -> Definition {
+        Definition {
+            on_change: self.on_change(),
+            query: self.query(),
+            ttl: self.ttl,
+            lifetime: self.lifetime(),
+            compress_above: self.compress_above.map(|size| usize::try_from(size).unwrap_or(usize::MAX)),
+            populate: self.populate,
+            tags: self.templates(),
+            ..Definition::rows(&self.name, &self.table.schema, &self.table.name)
+        }
+    }
+
+    /// What its tags are made of; those that are malformed, which validation refuses, are left out.
+    pub fn templates(&self) -> Vec<Template> {
+        self.tags.iter().filter_map(|tag| tag.parse().ok()).collect()
+    }
+}
+
+fn default_jitter() -> f64 {
+    Lifetime::default().jitter
+}
+
+fn default_hot_set() -> usize {
+    1000
 }
 
 fn default_ttl() -> Duration {

@@ -11,7 +11,7 @@ use crate::sql::quote_ident;
 ///
 /// It reads as SQL does: `shop.orders`, `orders` (in `public`), `"My Schema"."T"`. What is not quoted is folded to
 /// lower case.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct TableName {
     /// The schema, unquoted.
     pub schema: String,
@@ -20,6 +20,11 @@ pub struct TableName {
 }
 
 impl TableName {
+    /// Whether it is the default, which no text reads as.
+    pub fn is_empty(&self) -> bool {
+        self.name.is_empty()
+    }
+
     /// The name for use in SQL, always quoted.
     pub fn sql(&self) -> String {
         format!("{}.{}", quote_ident(&self.schema), quote_ident(&self.name))

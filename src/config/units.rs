@@ -87,6 +87,22 @@ pub(crate) mod size {
     }
 }
 
+/// A number of bytes that may be left out.
+pub(crate) mod optional_size {
+    use serde::{Deserializer, Serializer};
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+        super::size::deserialize(deserializer).map(Some)
+    }
+
+    pub(crate) fn serialize<S: Serializer>(value: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => super::size::serialize(value, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+}
+
 /// An address to listen on.
 pub(crate) mod address {
     use std::net::SocketAddr;

@@ -4,8 +4,9 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::error::Violation;
-use super::{Config, EntityConfig, L2Config};
+use super::{Config, EntityConfig, L2Config, query};
 use crate::source::SourceUrl;
+use crate::void::tag::Template;
 
 const MIB: u64 = 1 << 20;
 
@@ -22,11 +23,13 @@ impl Config {
             found.add("log.level", format!("not a filter such as \"info\" or \"walcache=debug,info\": {error}"));
         }
         if self.entities.is_empty() {
-            found.add("entity", "at least one [[entity]] with a name and a table is needed");
+            found.add("entity", "at least one [[entity]] with a name and a table (or a query) is needed");
         }
         let mut names = HashSet::new();
         for (i, entity) in self.entities.iter().enumerate() {
             validate_entity(i, entity, &mut found);
+            super::lifetimes::validate(i, entity, self, &mut found);
+            query::validate(i, entity, &mut found);
             found.require(names.insert(&entity.name), &format!("entity[{i}].name"), || {
                 format!("{:?} is the name of an earlier entity; names must be unique", entity.name)
             });
@@ -72,6 +75,8 @@ impl Config {
         found.at_least_one("apply.max_batch_events", apply.max_batch_events);
         found.at_least_one("apply.script_keys", apply.script_keys);
         found.at_least_one("apply.in_flight", apply.in_flight);
+        found.positive("apply.lookup_timeout", apply.lookup_timeout);
+        found.positive("apply.lookup_hold", apply.lookup_hold);
         found.require(apply.max_batch_bytes >= 1024, "apply.max_batch_bytes", || "must be at least 1KiB".to_owned());
         found.require(apply.max_transaction_bytes >= 1024, "apply.max_transaction_bytes", || {
             "must be at least 1KiB".to_owned()
@@ -144,6 +149,7 @@ fn validate_l2(l2: &L2Config, fill_timeout: Duration, found: &mut Violations) {
     found.require(l2.lease_ttl >= fill_timeout, "l2.lease_ttl", || {
         "must not be shorter than source.fill_timeout, or slow fills are never published".to_owned()
     });
+    found.require(l2.sweep_rate >= 1, "l2.sweep_rate", || "must be at least 1".to_owned());
     found.require(l2.lease_wait <= l2.lease_ttl, "l2.lease_wait", || "must not be longer than l2.lease_ttl".to_owned());
 }
 
@@ -158,6 +164,17 @@ fn validate_entity(i: usize, entity: &EntityConfig, found: &mut Violations) {
     found.require(*ttl >= Duration::from_millis(1), &format!("entity[{i}].ttl"), || {
         format!("entity {name:?}: must be longer than zero")
     });
+    for (position, tag) in entity.tags.iter().enumerate() {
+        if let Err(error) = tag.parse::<Template>() {
+            found.add(&format!("entity[{i}].tags[{position}]"), format!("entity {name:?}: {error}"));
+        }
+    }
+    for (field, why) in entity.warm.iter().flat_map(|warm| warm.violations(entity.query.is_some())) {
+        found.add(&format!("entity[{i}].{field}"), format!("entity {name:?}: {why}"));
+    }
+    found.require(entity.hot_set <= 100_000, &format!("entity[{i}].hot_set"), || {
+        format!("entity {name:?}: must be at most 100000; 0 turns it off")
+    });
     for (field, names) in [("columns", columns), ("key", key)] {
         let Some(names) = names else { continue };
         let distinct: HashSet<&String> = names.iter().collect();
@@ -167,14 +184,15 @@ fn validate_entity(i: usize, entity: &EntityConfig, found: &mut Violations) {
     }
 }
 
-struct Violations(Vec<Violation>);
+/// The violations so far.
+pub(super) struct Violations(Vec<Violation>);
 
 impl Violations {
-    fn add(&mut self, field: &str, constraint: impl Into<String>) {
+    pub(super) fn add(&mut self, field: &str, constraint: impl Into<String>) {
         self.0.push(Violation { field: field.to_owned(), constraint: constraint.into() });
     }
 
-    fn require(&mut self, holds: bool, field: &str, constraint: impl FnOnce() -> String) {
+    pub(super) fn require(&mut self, holds: bool, field: &str, constraint: impl FnOnce() -> String) {
         if !holds {
             self.add(field, constraint());
         }

@@ -1,5 +1,6 @@
 //! Applications' commands in the log: planned, counted, and told of where they are refused.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ pub(super) struct Commands {
     warmer: Arc<Warmer>,
     /// To be filled when the transaction that is open is applied.
     warm: Vec<Waiting>,
+    /// Entities to be warmed then.
+    warm_all: BTreeSet<usize>,
     metrics: CommandMetrics,
     told: Option<Instant>,
     untold: u64,
@@ -30,7 +33,7 @@ pub(super) struct Commands {
 impl Commands {
     pub(super) fn new(entities: Vec<Arc<Entity>>, warmer: Arc<Warmer>, metrics: CommandMetrics) -> Self {
         let planner = CommandPlanner::new(entities);
-        Commands { planner, warmer, warm: Vec::new(), metrics, told: None, untold: 0 }
+        Commands { planner, warmer, warm: Vec::new(), warm_all: BTreeSet::new(), metrics, told: None, untold: 0 }
     }
 
     /// Whether a message is for us.
@@ -51,11 +54,13 @@ impl Commands {
         let mut planned = self.planner.plan(message.content);
         effects.append(&mut planned.effects);
         self.warm.extend(planned.warm.into_iter().filter_map(|(entity, key)| self.warmer.place(entity, key)));
+        self.warm_all.extend(planned.warm_all);
         for (kind, verdict) in planned.verdicts {
             let kind = match kind {
                 Kind::Invalidate => Command::Invalidate,
                 Kind::Warm => Command::Warm,
                 Kind::Tag => Command::Tag,
+                Kind::Pattern => Command::Pattern,
                 Kind::Unknown => Command::Unknown,
             };
             match verdict {
@@ -63,7 +68,7 @@ impl Commands {
                 Verdict::Malformed => self.refuse(kind, Commanded::Malformed),
                 Verdict::UnknownEntity => self.refuse(kind, Commanded::UnknownEntity),
                 Verdict::BadKey => self.refuse(kind, Commanded::BadKey),
-                Verdict::NoTags => self.refuse(kind, Commanded::NoTags),
+                Verdict::BadPattern => self.refuse(kind, Commanded::BadPattern),
             }
         }
     }
@@ -77,6 +82,9 @@ impl Commands {
     pub(super) fn commit(&mut self, end_lsn: Lsn) {
         if !self.warm.is_empty() {
             self.warmer.release(end_lsn, self.warm.drain(..));
+        }
+        while let Some(entity) = self.warm_all.pop_first() {
+            self.warmer.release_entity(end_lsn, entity);
         }
     }
 
@@ -97,7 +105,7 @@ fn remedy(result: Commanded) -> &'static str {
     match result {
         Commanded::UnknownEntity => "it names no entity of this configuration",
         Commanded::BadKey => "what it names can be no key of the entity; nothing was invalidated for it",
-        Commanded::NoTags => "no entry bears tags; invalidate by entity and key",
+        Commanded::BadPattern => "a pattern is of the form entity:key, of at most 1024 bytes",
         Commanded::NotTransactional => "pass true as the first argument of pg_logical_emit_message",
         Commanded::TooLarge => "write several messages of up to 1 MiB each",
         _ => "write {\"invalidate\":{\"entity\":...,\"keys\":[...]}} or \"warm\" likewise, or an array of these",

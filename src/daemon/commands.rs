@@ -1,8 +1,11 @@
 //! What operators ask of the leader, carried out between two batches.
 
+use std::time::{Duration, Instant};
+
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::cache::sweep::Due;
 use crate::entity::Generation;
 
 /// One thing to do between two batches.
@@ -11,6 +14,8 @@ pub(super) enum Command {
     Reshape(usize),
     /// Look which entities have changed.
     LookAround,
+    /// Match patterns no more that were swept.
+    Retire(Vec<Due>, oneshot::Sender<Result<(), String>>),
     /// Make everything unservable that is cached of an entity, or of all.
     Resync(Option<usize>, oneshot::Sender<Result<Generation, String>>),
 }
@@ -28,11 +33,31 @@ pub enum CommandError {
 
 /// The way to the session that streams, if one does.
 #[derive(Default)]
-pub(super) struct Commands(Mutex<Option<mpsc::Sender<Command>>>);
+pub(super) struct Commands(Mutex<Option<mpsc::Sender<Command>>>, Mutex<Option<Instant>>);
+
+/// So long the slot is in use before it counts as another instance's: the server may not have noticed yet that a
+/// connection of our own is gone.
+const GHOST: Duration = Duration::from_secs(3);
 
 impl Commands {
+    /// Whether a session takes them: this instance applies changes.
+    pub(super) fn is_open(&self) -> bool {
+        self.0.lock().is_some()
+    }
+
+    /// The slot is in use, and not by this instance.
+    pub(super) fn slot_in_use(&self) {
+        self.1.lock().get_or_insert_with(Instant::now);
+    }
+
+    /// Whether another instance applies changes.
+    pub(super) fn is_superseded(&self) -> bool {
+        self.1.lock().is_some_and(|since| since.elapsed() >= GHOST)
+    }
+
     /// A session takes commands from now on.
     pub(super) fn open(&self, sender: mpsc::Sender<Command>) {
+        *self.1.lock() = None;
         *self.0.lock() = Some(sender);
     }
 
@@ -51,9 +76,21 @@ impl Commands {
 
     /// Makes everything unservable that is cached of an entity, or of all; says in which generation they are now.
     pub(super) async fn resync(&self, entity: Option<usize>) -> Result<Generation, CommandError> {
+        self.ask(|reply| Command::Resync(entity, reply)).await
+    }
+
+    /// Takes swept patterns off the list, and off L2's fence.
+    pub(super) async fn retire(&self, swept: Vec<Due>) -> Result<(), CommandError> {
+        self.ask(|reply| Command::Retire(swept, reply)).await
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Command,
+    ) -> Result<T, CommandError> {
         let sender = self.0.lock().clone().ok_or(CommandError::NotLeading)?;
         let (reply, answer) = oneshot::channel();
-        sender.send(Command::Resync(entity, reply)).await.map_err(|_| CommandError::NotLeading)?;
+        sender.send(command(reply)).await.map_err(|_| CommandError::NotLeading)?;
         match answer.await {
             Ok(done) => done.map_err(CommandError::Failed),
             // The session ended before it came to it.

@@ -13,12 +13,15 @@ use super::error::SessionError;
 use super::session::{Catalog, differing};
 use crate::apply::LookUpShape;
 use crate::capture::stream::Progress;
-use crate::catalog::Signatures;
+use crate::catalog::{self, Signatures};
 use crate::lsn::Lsn;
 use crate::source::SourceError;
 
 /// How often all tables are looked up in full, should there be a change that their signatures do not show.
 const FULL_LOOK: Duration = Duration::from_secs(60);
+
+/// How often a query is looked at whose tables are locked.
+const LOCKED_PAUSE: Duration = Duration::from_secs(5);
 
 /// Runs until `end`.
 ///
@@ -50,7 +53,8 @@ async fn keep(
     let mut heartbeat = ticks(config.heartbeat_interval);
     let mut shapes = ticks(config.schema_check_interval);
     let mut full_look = ticks(FULL_LOOK);
-    let catalog = Catalog(context.config.clone());
+    let mut looked_at_locked = Instant::now();
+    let tables = Catalog(context.config.clone());
     let entities = &context.hierarchy.entities;
     let signatures = Signatures::prepare(source, &context.config);
     let signatures = within(config.dead_after, "prepare to look at tables", signatures).await??;
@@ -82,12 +86,21 @@ async fn keep(
             // command finds no room, another one comes first, and the next look finds the same again.
             _ = shapes.tick() => {
                 let now = within(config.dead_after, "look at tables", signatures.read(source)).await??;
-                if !differing(entities, &now).is_empty() {
+                let is_locked = |id: usize| {
+                    entities[id].standing().cause().is_some_and(|why| why.contains(catalog::LOCKED))
+                };
+                // Each look at a query whose tables are locked holds applying up for a moment: with one after the other,
+                // nothing would be applied.
+                let due = |id: usize| !is_locked(id) || looked_at_locked.elapsed() >= LOCKED_PAUSE;
+                let differing = differing(entities, &now);
+                if differing.iter().any(|id| due(*id)) {
+                    looked_at_locked = Instant::now();
                     let _ = commands.try_send(Command::LookAround);
                 }
             }
-            _ = full_look.tick() => for entity in entities {
-                let found = within(config.dead_after, "look up the shape of a table", catalog.look_up(source, entity));
+            // To look at a query locks its tables: only where something has changed.
+            _ = full_look.tick() => for entity in entities.iter().filter(|entity| entity.query.is_none()) {
+                let found = within(config.dead_after, "look up the shape of a table", tables.look_up(source, entity));
                 let found = found.await??;
                 let same = found.standing == *entity.standing()
                     && found.shape.is_none_or(|shape| shape == *entity.shape());

@@ -6,16 +6,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
 
 use super::commands::CommandError;
+use super::invalidate;
 use super::session::Catalog;
+use super::warmth::{self, Leading};
 use super::{Context, STATEMENT_TIMEOUT};
 use crate::apply::LookUpShape;
 use crate::audit::verify::{Cursor, Scope};
 use crate::audit::{Auditor, Shapes};
 use crate::entity::{Entity, EntryKey, Generation, Standing};
-use crate::serve::admin::{Operate, Refusal, Verify, VerifyScope};
+use crate::serve::admin::{Operate, Refusal, Verify, VerifyScope, Warm};
 use crate::source::{self, SourceError};
+use crate::warm::Warming;
 
 /// How long an operator waits for a new generation: it may come after a batch that takes its time.
 const RESYNC_TIMEOUT: Duration = Duration::from_secs(60);
@@ -27,13 +31,21 @@ pub(super) struct Operator(OnceLock<Parts>);
 struct Parts {
     context: Arc<Context>,
     auditor: Arc<Auditor<Catalogued>>,
+    stop: CancellationToken,
+    warming: Arc<Warming<Leading>>,
 }
 
 impl Operator {
     /// From now on there is something to operate.
-    pub(super) fn attach(&self, context: Arc<Context>, auditor: Arc<Auditor<Catalogued>>) {
+    pub(super) fn attach(
+        &self,
+        context: Arc<Context>,
+        auditor: Arc<Auditor<Catalogued>>,
+        warming: Arc<Warming<Leading>>,
+        stop: CancellationToken,
+    ) {
         // Attached once, at the start.
-        let _ = self.0.set(Parts { context, auditor });
+        let _ = self.0.set(Parts { context, auditor, warming, stop });
     }
 
     fn parts(&self) -> Result<&Parts, Refusal> {
@@ -76,8 +88,35 @@ impl Operate for Operator {
         Ok(json(&parts.auditor.verify(entity, scope, verify.repair).await))
     }
 
+    async fn invalidate(&self, command: &str, dry_run: bool) -> Result<(Bytes, bool), Refusal> {
+        invalidate::invalidate(&self.parts()?.context, command, dry_run).await
+    }
+
     async fn explain(&self, entity: &Arc<Entity>, key: &EntryKey) -> Result<Bytes, Refusal> {
         Ok(json(&self.parts()?.auditor.explain(entity, key).await))
+    }
+
+    async fn tap(&self, entity: Option<usize>, from: Option<u64>) -> Result<Bytes, Refusal> {
+        let Parts { context, stop, .. } = self.parts()?;
+        if !context.commands.is_open() {
+            return Err(Refusal::NotLeading(CommandError::NotLeading.to_string()));
+        }
+        tokio::select! {
+            answer = context.tap.ask(from, entity, &context.hierarchy.watermark) => Ok(json(&answer)),
+            () = stop.cancelled() => Err(Refusal::NotLeading("the daemon is stopping".to_owned())),
+        }
+    }
+
+    async fn warm(&self, entity: &Arc<Entity>, warm: Warm) -> Result<Bytes, Refusal> {
+        warmth::begin(&self.parts()?.warming, entity, warm).await
+    }
+
+    fn cancel_warming(&self, entity: &Arc<Entity>) -> Result<Bytes, Refusal> {
+        warmth::cancel(&self.parts()?.warming, entity)
+    }
+
+    fn warming(&self) -> Result<Bytes, Refusal> {
+        Ok(json(&serde_json::json!({ "jobs": self.parts()?.warming.progress() })))
     }
 }
 

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::commanded::Commands;
 use super::error::SessionError;
+use super::tap::Recorder;
 use crate::apply::batch::{Assembler, Batch};
 use crate::capture::frames::{Chunk, Frame};
 use crate::change::{Change, Event, Relation};
@@ -29,6 +30,7 @@ pub struct Pipeline<'a> {
     assembler: Assembler,
     places: Places,
     commands: Commands,
+    recorder: Recorder,
     effects: Vec<Effect>,
     metrics: &'a ReplicationMetrics,
 }
@@ -39,10 +41,10 @@ impl<'a> Pipeline<'a> {
         decoder: Decoder,
         planner: Planner,
         assembler: Assembler,
-        (places, commands): (Places, Commands),
+        (places, commands, recorder): (Places, Commands, Recorder),
         metrics: &'a ReplicationMetrics,
     ) -> Self {
-        Pipeline { decoder, planner, assembler, places, commands, effects: Vec::new(), metrics }
+        Pipeline { decoder, planner, assembler, places, commands, recorder, effects: Vec::new(), metrics }
     }
 
     /// Turns chunks into batches until the stream ends or `stop` is cancelled. A batch goes out as soon as it can be
@@ -81,21 +83,27 @@ impl<'a> Pipeline<'a> {
         for frame in chunk.frames() {
             // A table of which the catalog must be asked.
             let mut unplaced = None;
-            let Pipeline { decoder, planner, assembler, commands, effects, metrics, .. } = &mut *self;
+            let Pipeline { decoder, planner, assembler, commands, recorder, effects, metrics, .. } = &mut *self;
             let each = |event: Event<'_>| match event {
-                Event::Begin { xid, commit_lsn, commit_micros } => assembler.begin(xid, commit_lsn, commit_micros),
+                Event::Begin { xid, commit_lsn, commit_micros } => {
+                    recorder.begin(xid, commit_micros);
+                    assembler.begin(xid, commit_lsn, commit_micros);
+                }
                 Event::Relation(relation) => {
                     planner.announce(&relation, effects);
+                    recorder.record("relation", std::slice::from_ref(&relation), effects);
                     assembler.effects(effects);
                 }
                 Event::Change(change) => {
                     planner.plan(&change, effects);
                     count(planner, metrics, &change);
+                    recorder.change(&change, effects);
                     assembler.effects(effects);
                 }
                 Event::Commit { end_lsn } => {
                     assembler.commit(end_lsn);
                     commands.commit(end_lsn);
+                    recorder.commit(end_lsn);
                 }
                 Event::Elsewhere => assembler.await_visible(),
                 Event::Unplaced { schema, name } => {
@@ -104,15 +112,18 @@ impl<'a> Pipeline<'a> {
                 }
                 Event::Message(message) if Commands::concerns(message.prefix) => {
                     commands.take(&message, effects);
+                    recorder.record("command", &[], effects);
                     assembler.effects(effects);
                 }
                 // In the transaction that makes the change: see sql/announce_ddl.sql.
                 Event::Message(message) if message.transactional && message.prefix == DDL => {
                     effects.push(Effect::LookAround);
+                    recorder.record("ddl", &[], effects);
                     assembler.effects(effects);
                 }
                 Event::LargeChange(relation) => {
                     planner.plan_unknown(&relation, effects);
+                    recorder.record("too-large", std::slice::from_ref(&relation), effects);
                     assembler.effects(effects);
                 }
                 Event::LargeMessage(prefix) if Commands::concerns(prefix) => commands.too_large(),

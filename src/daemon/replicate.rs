@@ -56,6 +56,7 @@ pub(super) async fn replicate(context: Arc<Context>, stop: CancellationToken) ->
                     error!(error = %ended, %remedy, "the stream has ended; trying again");
                 }
                 Verdict::Retry if ended.is_slot_in_use() => {
+                    context.commands.slot_in_use();
                     // Whoever holds it tells nobody of the generations that it starts.
                     if let Some(l2) = &context.hierarchy.l2 {
                         l2.distrust();

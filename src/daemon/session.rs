@@ -16,9 +16,11 @@ use super::commanded::Commands;
 use super::commands::Command;
 use super::error::SessionError;
 use super::pipeline::{Pipeline, Places};
+use super::tap::Recorder;
 use super::{Context, STATEMENT_TIMEOUT, bytes, follow, housekeeping, slot};
 use crate::apply::batch::{Assembler, Batch, Limits};
 use crate::apply::claim::Position;
+use crate::apply::lookup::{self, Hold, Lookups};
 use crate::apply::reshape::look_without_leading;
 use crate::apply::{Applier, LookUpShape, Start};
 use crate::capture::connect::{Connection, Started};
@@ -32,7 +34,7 @@ use crate::failpoint::{self, Point};
 use crate::gate::Gate;
 use crate::lsn::Lsn;
 use crate::plan::Planner;
-use crate::source::{self, SourceError, SourceUrl, SslMode};
+use crate::source::{self, Server, SourceError, SourceUrl, SslMode};
 
 /// Chunks that wait to be decoded, of up to some 256 KiB.
 const CHUNKS: usize = 2;
@@ -112,8 +114,8 @@ pub(super) async fn run(
         connected = connect(session, context) => connected?,
         () = stop.cancelled() => return Ok(()),
     };
-    let Connected { source, gate, capture, source_id, broken, from, stream: Started { socket, numbers_as_text } } =
-        connected;
+    let Connected { source, gate, capture, server, source_id, broken, from, started } = connected;
+    let Started { socket, numbers_as_text } = started;
     context.metrics.replication.connected(true);
     context.status.set_connected(true);
 
@@ -152,7 +154,9 @@ pub(super) async fn run(
         source: source.clone(),
         position,
         shapes: Catalog(config.clone()),
+        lookups: Lookups::new(lookup_limits(config), config.source.clone(), server),
         outage: context.outage.clone(),
+        requeries: context.requeries.clone(),
         metrics: context.metrics.clone(),
         cancel: abort.clone(),
     };
@@ -192,8 +196,9 @@ pub(super) async fn run(
             let decoder = decoder(context.config.source.plugin, entities, numbers_as_text);
             let places = Places::new(source, context.config.source.dead_after);
             let commands = Commands::new(entities.clone(), context.warmer.clone(), context.commanded.clone());
-            let assembler = Assembler::new(limits(&context));
-            let pipeline = Pipeline::new(decoder, planner, assembler, (places, commands), &context.metrics.replication);
+            let recorder = Recorder::new(context.tap.clone(), entities.clone());
+            let (assembler, metrics) = (Assembler::new(limits(&context)), &context.metrics.replication);
+            let pipeline = Pipeline::new(decoder, planner, assembler, (places, commands, recorder), metrics);
             let ended = pipeline.run(chunks, batch_sender, end.clone()).await;
             end.cancel();
             ended
@@ -265,12 +270,14 @@ struct Connected {
     source: Arc<Client>,
     gate: Gate,
     capture: capture::Config,
+    /// Where the stream comes from, if that tells.
+    server: Option<Server>,
     source_id: String,
     /// Why the stream is no continuation, if it is none.
     broken: Option<&'static str>,
     /// Where the stream continues.
     from: Lsn,
-    stream: Started,
+    started: Started,
 }
 
 async fn connect(session: &mut Session, context: &Context) -> Result<Connected, SessionError> {
@@ -286,9 +293,9 @@ async fn connect(session: &mut Session, context: &Context) -> Result<Connected, 
     let capture = capture_config(context)?;
     let mut connection = Connection::open(&capture).await?;
     let system = connection.identify().await?;
-    let stream = connection.which_server().await?;
+    let server = connection.which_server().await?;
     for client in [&*source, &gate] {
-        follow::compare(stream.as_ref(), source::which_server(client, limit).await?.as_ref())?;
+        follow::compare(server.as_ref(), source::which_server(client, limit).await?.as_ref())?;
     }
     let mut gate = within("prepare the gate", limit, Gate::new(gate, limit)).await??;
     let incarnation = within("read when statistics began", limit, slot::incarnation(&source)).await??;
@@ -328,12 +335,12 @@ async fn connect(session: &mut Session, context: &Context) -> Result<Connected, 
     let same = broken.is_none() && session.source_id.is_some();
     let from = |confirmed: Lsn| if same { confirmed.max(context.hierarchy.watermark.load()) } else { confirmed };
     failpoint::reached(Point::SlotRead);
-    let stream = connection.start(from(slot.confirmed)).await?;
+    let started = connection.start(from(slot.confirmed)).await?;
     // Nobody else can confirm from now on. Until then whoever held the slot may have: also what it applied without L2, so
     // that L2 would seem to lack nothing. The server streams from there, whatever was asked for.
     let from = from(slot::confirmed(&source, &config.source).await?);
     info!(slot = config.source.slot, from = %from, system = system.identifier, timeline = system.timeline, "streaming");
-    Ok(Connected { source, gate, capture, source_id, broken, from, stream })
+    Ok(Connected { source, gate, capture, server, source_id, broken, from, started })
 }
 
 async fn within<T>(what: &'static str, after: Duration, work: impl Future<Output = T>) -> Result<T, SessionError> {
@@ -349,11 +356,18 @@ async fn apply(
     progress: &Progress,
 ) -> Result<(), SessionError> {
     loop {
+        let hold = applier.hold();
         tokio::select! {
             biased;
             Some(command) = commands.recv() => match command {
                 Command::Reshape(entity) => applier.reshape(entity).await?,
                 Command::LookAround => applier.look_around().await?,
+                Command::Retire(swept, reply) => {
+                    let done = applier.retire(&swept).await;
+                    // Whoever asked may have gone away.
+                    let _ = reply.send(done.as_ref().copied().map_err(ToString::to_string));
+                    done?;
+                }
                 Command::Resync(entity, reply) => {
                     let done = applier.resync(entity).await;
                     // Whoever asked may have gone away.
@@ -364,13 +378,24 @@ async fn apply(
             connection = applier.l2_returned() => applier.rejoin(connection).await?,
             batch = batches.recv() => {
                 let Some(batch) = batch else { return Ok(()) };
-                let applied = batch.progress;
-                applier.apply(batch).await?;
-                if let Some(lsn) = applied {
+                if let Some(lsn) = applier.apply(batch).await? {
                     progress.apply(lsn);
                 }
             }
+            // Last: a batch that is there already may be all that it needs.
+            () = wanted(hold) => if let Some(lsn) = applier.go_on(hold).await? {
+                progress.apply(lsn);
+            },
         }
+    }
+}
+
+/// Waits until a round of lookups wants something.
+async fn wanted(hold: Hold) {
+    match hold {
+        Hold::Never => std::future::pending().await,
+        Hold::Nudge => {}
+        Hold::Until(then) => tokio::time::sleep_until(then.into()).await,
     }
 }
 
@@ -384,6 +409,16 @@ fn limits(context: &Context) -> Limits {
         max_batch_events: apply.max_batch_events,
         max_batch_bytes: bytes(apply.max_batch_bytes),
         max_transaction_bytes: bytes(apply.max_transaction_bytes),
+    }
+}
+
+fn lookup_limits(config: &Config) -> lookup::Limits {
+    let apply = &config.apply;
+    lookup::Limits {
+        max_lookups: apply.max_lookups,
+        max_distance: apply.max_lookup_distance,
+        timeout: apply.lookup_timeout,
+        hold: apply.lookup_hold,
     }
 }
 
@@ -402,8 +437,9 @@ fn output(context: &Context) -> Output {
         Plugin::Wal2json => {
             let shapes: Vec<_> = context.hierarchy.entities.iter().map(|entity| entity.shape()).collect();
             // By name, a partition that is new would be missed; and a list of tables is not followed by anything.
-            let tables = (!shapes.iter().any(|shape| shape.partitioned)).then(|| {
-                let names = context.hierarchy.entities.iter().map(|e| (e.schema.clone(), e.table.clone()));
+            let tables = (!shapes.iter().any(|shape| shape.is_partitioned())).then(|| {
+                let entities = &context.hierarchy.entities;
+                let names = entities.iter().flat_map(|e| e.tables()).map(|(s, t)| (s.to_owned(), t.to_owned()));
                 names.collect::<BTreeSet<_>>().into_iter().collect()
             });
             Output::Wal2json { tables }

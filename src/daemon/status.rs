@@ -122,11 +122,24 @@ impl Health for Status {
         let entities = hierarchy.iter().flat_map(|h| &h.entities).map(|e| {
             json!({
                 "name": e.name,
-                "table": format!("{}.{}", e.schema, e.table),
+                "table": e.query.is_none().then(|| format!("{}.{}", e.schema, e.table)),
+                "depends_on": e.query.is_some().then(|| e.tables().map(|(s, t)| format!("{s}.{t}")).collect::<Vec<_>>()),
                 "on_change": e.on_change,
                 "generation": e.generation().0,
                 "state": e.standing().name(),
                 "cause": e.standing().cause(),
+            })
+        });
+        // The first is shared by all entities that have none of their own.
+        let parts = hierarchy.iter().flat_map(|h| {
+            let fullness = h.l1.as_ref().map(|l1| l1.fullness()).unwrap_or_default();
+            fullness.into_iter().map(|(entity, part)| {
+                json!({
+                    "entity": entity.map(|id| &h.entities[id].name),
+                    "entries": part.entries,
+                    "bytes": part.size,
+                    "max_bytes": part.max_size,
+                })
             })
         });
         let slot_health = self.slot_health.lock().as_ref().map(|health| {
@@ -156,7 +169,10 @@ impl Health for Status {
                 "confirmed_lsn": stream.as_ref().map(|(p, _)| p.confirmed()),
                 "lag_bytes": source_lsn.bytes_since(applied),
             },
-            "l1": { "entries": hierarchy.and_then(|h| h.l1.as_ref()).map(|l1| l1.len()) },
+            "l1": {
+                "entries": hierarchy.and_then(|h| h.l1.as_ref()).map(|l1| l1.len()),
+                "parts": parts.collect::<Vec<_>>(),
+            },
             "l2": {
                 "configured": hierarchy.is_some_and(|h| h.l2.is_some()),
                 "trusted": hierarchy.and_then(|h| h.l2.as_ref()).is_some_and(|l2| l2.is_trusted()),

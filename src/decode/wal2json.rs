@@ -383,21 +383,23 @@ impl Decoder {
             // Before the shape: see `Entity::reshape`.
             let generation = entity.generation();
             let shape = entity.shape();
-            let Some(root) = shape.tables.first() else { continue };
-            let relation = Table::relation(root);
-            let key = table_key(&root.schema, &root.name);
-            let same = |place: &Place| match place {
-                Place::Ours(table) if *table.relation == relation => {
-                    Some((table.relation.clone(), table.announced.clone()))
+            for tables in shape.streamed() {
+                let Some(root) = tables.first() else { continue };
+                let relation = Table::relation(root);
+                let key = table_key(&root.schema, &root.name);
+                let same = |place: &Place| match place {
+                    Place::Ours(table) if *table.relation == relation => {
+                        Some((table.relation.clone(), table.announced.clone()))
+                    }
+                    _ => None,
+                };
+                let known = self.tables.get(&key).or_else(|| before.get(&key)).and_then(same);
+                let (relation, announced) = known.unwrap_or_else(|| (Arc::new(relation), Arc::default()));
+                for facts in tables {
+                    let of = (entity.clone(), generation);
+                    let table = Table::new(facts.clone(), relation.clone(), announced.clone(), of);
+                    self.tables.insert(table_key(&facts.schema, &facts.name), Place::Ours(Box::new(table)));
                 }
-                _ => None,
-            };
-            let known = self.tables.get(&key).or_else(|| before.get(&key)).and_then(same);
-            let (relation, announced) = known.unwrap_or_else(|| (Arc::new(relation), Arc::default()));
-            for facts in &shape.tables {
-                let of = (entity.clone(), generation);
-                let table = Table::new(facts.clone(), relation.clone(), announced.clone(), of);
-                self.tables.insert(table_key(&facts.schema, &facts.name), Place::Ours(Box::new(table)));
             }
         }
         for (key, place) in before {

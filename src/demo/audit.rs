@@ -17,6 +17,8 @@ use crate::lsn::Lsn;
 
 /// Keys of one batch request, or of one MGET.
 const BATCH: usize = 500;
+/// No value of the shop is larger, in bytes.
+const MAX_VALUE: usize = 1 << 20;
 /// How long replication may take to catch up.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -148,7 +150,7 @@ async fn entries(
             let values: Vec<Option<Vec<u8>>> = get.query_async(l2).await?;
             for ((table, key), value) in keys.into_iter().zip(values) {
                 // A lease, and an entry of an older generation, is never served.
-                if let Some(Stored::Entry(label, value)) = value.map(|value| entry::decode(value.into()))
+                if let Some(Stored::Entry(label, value)) = value.map(|value| entry::decode(value.into(), MAX_VALUE))
                     && label.generation >= generations[&table]
                 {
                     found.push(("Redis", table, key, value));

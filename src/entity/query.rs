@@ -1,5 +1,7 @@
 //! Entities that are the result of a query, and what tells which of their entries a row change voids.
 
+use super::StreamedTable;
+
 /// How many rows a query's value is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -14,12 +16,26 @@ pub enum ResultShape {
 /// What an entity of query results is made of. Its key's columns are the query's parameters, in their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Query {
-    /// The SELECT, with `$1` and so on for the parameters.
+    /// The SELECT, with `$1` and so on for the parameters, and without a semicolon at its end.
     pub sql: String,
     /// What the value is.
     pub shape: ResultShape,
     /// What voids entries.
     pub rules: Vec<Rule>,
+}
+
+impl Query {
+    /// The statement that reads one entry's value, with the same parameters: `value`, the number of `rows` that it was made
+    /// from (of [`ResultShape::One`] no more than two are read), and `hi`.
+    pub fn fill_statement(&self) -> String {
+        let template = match self.shape {
+            ResultShape::Many => include_str!("../../sql/fill_many.sql"),
+            ResultShape::One => include_str!("../../sql/fill_one.sql"),
+        };
+        // The template's comments mention the placeholder, too: only the statement is kept.
+        let statement: Vec<&str> = template.lines().filter(|line| !line.starts_with("--")).collect();
+        statement.join("\n").replace("{query}", &self.sql)
+    }
 }
 
 /// What a change of a table's row does to a query's entries.
@@ -47,4 +63,36 @@ pub enum Via {
     },
     /// All of them.
     All,
+}
+
+/// What the catalog says of a [`Query`] now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueryFacts {
+    /// The tables of its rules, in their order.
+    pub depends: Vec<Dependency>,
+    /// Whether its value changes with what it reads only: not with time, or by chance.
+    pub is_steady: bool,
+}
+
+/// The table of a [`Rule`], as the catalog has it now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dependency {
+    /// `pg_class.oid`; 0 where there is no such table.
+    pub table_oid: u32,
+    /// Whether it is the root of partitions, which have replica identities of their own.
+    pub partitioned: bool,
+    /// The columns of [`Via::Key`], or what [`Via::Lookup`] is given from, in the rule's order; `None` where the table has
+    /// none that can be used so.
+    pub columns: Option<Vec<RuleColumn>>,
+    /// As [`super::Shape::tables`], of this table.
+    pub tables: Vec<StreamedTable>,
+}
+
+/// A column that a rule reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleColumn {
+    /// The column's name.
+    pub name: String,
+    /// `pg_type.oid` of its type.
+    pub type_oid: u32,
 }

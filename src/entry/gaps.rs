@@ -36,6 +36,12 @@ pub fn fill(newer: &[u8], older: &[u8]) -> Option<(Vec<u8>, bool)> {
     Some((filled, left))
 }
 
+/// The value of an object's member of that name, as it stands there; `None` where there is none.
+pub fn member<'a>(object: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let is_it = |text: &[u8]| serde_json::from_slice::<String>(text).is_ok_and(|text| text == name);
+    members(object)?.into_iter().find(|(text, _)| is_it(text)).map(|(_, value)| value)
+}
+
 /// The members of an object, gaps included; `None` where the text is none.
 fn members(object: &[u8]) -> Option<Vec<Member<'_>>> {
     let mut rest = object.strip_prefix(b"{")?;

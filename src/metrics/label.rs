@@ -46,8 +46,42 @@ label! {
         Command = "command",
         /// The value was larger than what is cached.
         Large = "large",
+        /// A rule's lookup found it; or it could not be looked up.
+        Lookup = "lookup",
         /// A new generation began, for any other reason.
         Generation = "generation",
+    }
+}
+
+label! {
+    /// Why all of an entity's entries were voided, rather than those that lookups find.
+    LookupVoid {
+        /// What lookups see is too far ahead of what is applied.
+        Distance = "distance",
+        /// There are too many.
+        Many = "many",
+        /// They find too many keys.
+        Keys = "keys",
+        /// The source has refused one, or cannot be asked.
+        Failed = "failed",
+        /// They take too long.
+        Late = "late",
+        /// What they see is not applied in time.
+        Held = "held",
+    }
+}
+
+impl LookupVoid {
+    /// In words.
+    pub fn text(self) -> &'static str {
+        match self {
+            LookupVoid::Distance => "replication is further behind than apply.max_lookup_distance",
+            LookupVoid::Many => "a round has more lookups than apply.max_lookups",
+            LookupVoid::Keys => "lookups find too many keys",
+            LookupVoid::Failed => "a lookup has failed",
+            LookupVoid::Late => "lookups take longer than apply.lookup_timeout",
+            LookupVoid::Held => "what lookups have seen was not applied within apply.lookup_hold",
+        }
     }
 }
 
@@ -132,8 +166,26 @@ label! {
         Absent = "absent",
         /// The source did not answer.
         Error = "error",
+        /// A query gave several rows for one key, and is to give one.
+        Several = "several_rows",
         /// The read was turned away, or its turn did not come in time: too many wait.
         Refused = "refused",
+    }
+}
+
+label! {
+    /// What became of filling an entry anew that still stood.
+    Renewal {
+        /// The new value took its place.
+        Published = "published",
+        /// An event, or somebody else, replaced or dropped the entry first.
+        Overtaken = "overtaken",
+        /// The new value is kept in process only: L2 is away, or there is none.
+        Uncached = "uncached",
+        /// Somebody else fills it anew.
+        Elsewhere = "elsewhere",
+        /// The source did not answer.
+        Error = "error",
     }
 }
 
@@ -144,8 +196,10 @@ label! {
         Invalidate = "invalidate",
         /// Entries were to be filled.
         Warm = "warm",
-        /// Entries were to be tagged.
+        /// Entries that bear a tag were to be dropped.
         Tag = "tag",
+        /// Entries whose keys match a pattern were to be dropped.
+        Pattern = "pattern",
         /// None that is known, or it could not be told which.
         Unknown = "unknown",
     }
@@ -162,8 +216,8 @@ label! {
         UnknownEntity = "unknown_entity",
         /// What it names can be no key of the entity.
         BadKey = "bad_key",
-        /// No entry bears a tag.
-        NoTags = "no_tags",
+        /// It is no pattern of keys.
+        BadPattern = "bad_pattern",
         /// It came in a message that belongs to no transaction.
         NotTransactional = "not_transactional",
         /// It came in a message that is too large.
@@ -171,6 +225,22 @@ label! {
         /// Too many keys wait to be filled.
         Dropped = "dropped",
         /// The source did not answer, or others needed it more.
+        Failed = "failed",
+    }
+}
+
+label! {
+    /// What became of a key that was warmed.
+    Warmed {
+        /// It was read from the source, and is cached.
+        Filled = "filled",
+        /// It was cached already, or a reader was filling it.
+        Present = "present",
+        /// It was read and could not be cached: somebody else held its lease.
+        Unkept = "unkept",
+        /// It can be no key of the entity.
+        Strange = "strange",
+        /// The source did not answer.
         Failed = "failed",
     }
 }

@@ -1,8 +1,24 @@
 //! Metrics of the replication slot, as the server sees it.
 
-use metrics::{Gauge, gauge};
+use metrics::{Gauge, Unit, describe_gauge, gauge};
 
-use super::{REPLICATION_LAG_BYTES, REPLICATION_SLOT_SAFE_BYTES, REPLICATION_SLOT_STATUS, SlotStatus};
+use super::label::SlotStatus;
+use super::stream::REPLICATION_LAG_BYTES;
+
+const REPLICATION_SLOT_SAFE_BYTES: &str = "walcache_replication_slot_safe_bytes";
+const REPLICATION_SLOT_STATUS: &str = "walcache_replication_slot_status";
+
+pub(super) fn describe() {
+    describe_gauge!(
+        REPLICATION_SLOT_SAFE_BYTES,
+        Unit::Bytes,
+        "WAL that may be written before the slot is in danger of being lost; +Inf without max_slot_wal_keep_size, NaN while the source cannot be asked."
+    );
+    describe_gauge!(
+        REPLICATION_SLOT_STATUS,
+        "1 for the state that the source gives the slot, 0 for the others; 0 for all while the source cannot be asked."
+    );
+}
 
 /// Gauges of the slot.
 pub struct SlotMetrics {

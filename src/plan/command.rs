@@ -3,12 +3,18 @@
 //! ```json
 //! {"invalidate": {"entity": "product", "key": 42}}
 //! [{"invalidate": {"entity": "line_item", "keys": [[7, 3], "8,1"]}}, {"warm": {"entity": "product", "keys": [42]}}]
+//! {"invalidate": {"tag": "tenant:7"}}
+//! {"tag": ["tenant:7", "tenant:8"]}
+//! {"invalidate": {"pattern": "customer_orders:42,*"}}
 //! ```
 //!
 //! An invalidation is an event of its transaction, at its place among the row changes: planned as an effect like them,
 //! so that all that holds for them holds for it. Without a key it is of the whole entity. A message may hold one
 //! command or an array of them; each key is judged by itself, and one that is refused keeps no other from its effect.
 //! A member that is not known makes its command malformed: else a misspelled `key` would mean the whole entity.
+//!
+//! A tag is voided whether or not an entry bears it, or could. A pattern is matched with keys as they stand in Redis, the
+//! prefix of all left out: see [`crate::void::glob`]. It must be able to match a key of some entity.
 //!
 //! A key is a string spelled as in URLs (`"7,3"`, each part percent-encoded), or a number for a key of one column, or an
 //! array of the key columns' values, which are taken as they are.
@@ -23,6 +29,9 @@ use serde_json::value::RawValue;
 
 use super::{Cause, Effect};
 use crate::entity::{Entity, EntryKey};
+use crate::void::Void;
+use crate::void::glob::Glob;
+use crate::void::tag::Cell;
 
 /// The prefix of the messages that hold commands.
 pub const PREFIX: &str = "walcache";
@@ -37,8 +46,10 @@ pub enum Kind {
     Invalidate,
     /// Entries are to be filled once the transaction is visible.
     Warm,
-    /// Entries are to be tagged.
+    /// Entries that bear a tag are to be dropped.
     Tag,
+    /// Entries whose keys match a pattern are to be dropped.
+    Pattern,
     /// None that is known.
     Unknown,
 }
@@ -54,8 +65,8 @@ pub enum Verdict {
     UnknownEntity,
     /// What it names can be no key of the entity.
     BadKey,
-    /// No entry bears a tag.
-    NoTags,
+    /// It is no pattern.
+    BadPattern,
 }
 
 /// What a message does.
@@ -65,7 +76,9 @@ pub struct Commanded {
     pub effects: Vec<Effect>,
     /// Entries to be filled once the transaction is applied: each with its entity.
     pub warm: Vec<(usize, EntryKey)>,
-    /// What became of everything else than [`Commanded::warm`].
+    /// Entities to be warmed as they are configured to be, likewise.
+    pub warm_all: Vec<usize>,
+    /// What became of everything else than [`Commanded::warm`] and [`Commanded::warm_all`].
     pub verdicts: Vec<(Kind, Verdict)>,
 }
 
@@ -87,7 +100,8 @@ struct Planning<'p> {
 /// What a command is about.
 enum Target<'a> {
     Entity { name: Cow<'a, str>, keys: Option<Vec<&'a RawValue>> },
-    Tag,
+    Tags(Vec<Cow<'a, str>>),
+    Patterns(Vec<Cow<'a, str>>),
 }
 
 impl CommandPlanner {
@@ -126,13 +140,22 @@ impl Planning<'_> {
         let kind = match name {
             "invalidate" => Kind::Invalidate,
             "warm" => Kind::Warm,
-            // Whatever it says: there are no tags.
-            "tag" => return self.tell(Kind::Tag, Verdict::NoTags),
+            "tag" => {
+                return match texts(target).filter(|tags| is_named(tags)) {
+                    Some(tags) => tags.iter().for_each(|tag| self.tag(tag)),
+                    None => self.tell(Kind::Tag, Verdict::Malformed),
+                };
+            }
             _ => return self.tell(Kind::Unknown, Verdict::Malformed),
         };
         match Target::read(target) {
             None => self.tell(kind, Verdict::Malformed),
-            Some(Target::Tag) => self.tell(kind, Verdict::NoTags),
+            // What bears a tag is not known by it.
+            Some(Target::Tags(_) | Target::Patterns(_)) if kind != Kind::Invalidate => {
+                self.tell(kind, Verdict::Malformed);
+            }
+            Some(Target::Tags(tags)) => tags.iter().for_each(|tag| self.tag(tag)),
+            Some(Target::Patterns(patterns)) => patterns.iter().for_each(|pattern| self.pattern(pattern)),
             Some(Target::Entity { name, keys }) => match (self.planner.by_name.get(&*name), keys) {
                 (None, _) => self.tell(kind, Verdict::UnknownEntity),
                 (Some(id), Some(keys)) => {
@@ -145,10 +168,25 @@ impl Planning<'_> {
                         self.out.effects.push(Effect::Discard { entity: *id, cause: Cause::Command });
                     }
                 }
-                // All that a table holds is not what a cache is for.
-                (Some(_), None) => self.tell(kind, Verdict::Malformed),
+                (Some(id), None) => self.out.warm_all.push(*id),
             },
         }
+    }
+
+    fn tag(&mut self, tag: &str) {
+        self.tell(Kind::Tag, Verdict::Planned);
+        self.out.effects.push(Effect::Void(Void::Tag(Cell::of(tag))));
+    }
+
+    fn pattern(&mut self, pattern: &str) {
+        let Ok(glob) = Glob::parse(pattern).map(Arc::new) else {
+            return self.tell(Kind::Pattern, Verdict::BadPattern);
+        };
+        let entities = &self.planner.entities;
+        let voids: Vec<_> = entities.iter().filter_map(|e| Void::of_pattern(&glob, e.id, &e.name)).collect();
+        let verdict = if voids.is_empty() { Verdict::UnknownEntity } else { Verdict::Planned };
+        self.tell(Kind::Pattern, verdict);
+        self.out.effects.extend(voids.into_iter().map(Effect::Void));
     }
 
     fn key(&mut self, kind: Kind, entity: &Entity, key: &RawValue) {
@@ -166,7 +204,8 @@ impl Planning<'_> {
 
 impl<'a> Target<'a> {
     fn read(target: &'a RawValue) -> Option<Target<'a>> {
-        let (mut entity, mut tagged) = (None, false);
+        let mut entity = None;
+        let (mut tags, mut patterns): (Option<Vec<_>>, Option<Vec<_>>) = (None, None);
         // One that is there and empty names nothing; one that is not there, all.
         let mut keys: Option<Vec<&RawValue>> = None;
         for (name, value) in members(target)? {
@@ -174,13 +213,15 @@ impl<'a> Target<'a> {
                 "entity" if entity.is_none() => entity = Some(serde_json::from_str::<Text<'a>>(value.get()).ok()?.0),
                 "key" => keys.get_or_insert_default().push(value),
                 "keys" => keys.get_or_insert_default().extend(elements(value)?),
-                "tag" => tagged = true,
+                "tag" | "tags" => tags.get_or_insert_default().extend(texts(value)?),
+                "pattern" | "patterns" => patterns.get_or_insert_default().extend(texts(value)?),
                 _ => return None,
             }
         }
-        match (entity, tagged) {
-            (Some(name), false) => Some(Target::Entity { name, keys }),
-            (None, true) if keys.is_none() => Some(Target::Tag),
+        match (entity, keys, tags, patterns) {
+            (Some(name), keys, None, None) => Some(Target::Entity { name, keys }),
+            (None, None, Some(tags), None) if is_named(&tags) => Some(Target::Tags(tags)),
+            (None, None, None, Some(patterns)) => Some(Target::Patterns(patterns)),
             _ => None,
         }
     }
@@ -195,6 +236,20 @@ fn split(content: &str) -> Option<Vec<&RawValue>> {
 /// An array's elements.
 fn elements(array: &RawValue) -> Option<Vec<&RawValue>> {
     serde_json::from_str(array.get()).ok()
+}
+
+/// A string, or an array of strings.
+fn texts(value: &RawValue) -> Option<Vec<Cow<'_, str>>> {
+    if value.get().starts_with('[') {
+        let texts: Vec<Text<'_>> = serde_json::from_str(value.get()).ok()?;
+        return Some(texts.into_iter().map(|text| text.0).collect());
+    }
+    serde_json::from_str::<Text<'_>>(value.get()).ok().map(|text| vec![text.0])
+}
+
+/// Whether no tag is empty: none can be.
+fn is_named(tags: &[Cow<'_, str>]) -> bool {
+    tags.iter().all(|tag| !tag.is_empty())
 }
 
 /// An object's members, in order, also those of one name.

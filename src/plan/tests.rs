@@ -22,6 +22,7 @@ fn shape() -> Shape {
         version: 0,
         published: Default::default(),
         tables: Vec::new(),
+        query: None,
     }
 }
 
@@ -81,6 +82,7 @@ fn planned(entity: &Arc<Entity>, relation: &Arc<Relation>, change: &Change<'_>) 
         Effect::Reshape { .. } => "reshape".into(),
         Effect::Moved { .. } => "moved".into(),
         Effect::LookAround => "look around".into(),
+        Effect::Void(void) => format!("{void:?}"),
     });
     words.collect()
 }

@@ -78,7 +78,7 @@ impl PostgresOptions {
             "listen_addresses = '127.0.0.1'\n\
              wal_level = logical\n\
              max_wal_senders = 200\n\
-             max_replication_slots = 200\n\
+             max_replication_slots = 1000\n\
              max_connections = 200\n\
              fsync = {switch}\n\
              full_page_writes = {switch}\n\

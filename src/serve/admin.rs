@@ -1,6 +1,7 @@
 //! The routes of the `[admin]` listener.
 
 mod operate;
+mod warm;
 
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use super::problem::Problem;
 use super::{Limits, Response, headers};
 
 pub use operate::{Operate, Refusal, Verify, VerifyScope};
+pub use warm::Warm;
 
 /// What the daemon says of itself.
 pub trait Health: Send + Sync + 'static {
@@ -48,26 +50,27 @@ impl<H: Health, O: Operate> Admin<H, O> {
 }
 
 /// The paths that are read and those that are posted to, for whoever asks otherwise.
-const ROUTES: &str = "the admin listener has GET /livez, /readyz, /metrics, /v1/status and /v1/explain/{entity}/{key}, \
-                      and POST /v1/verify and /v1/resync";
+const ROUTES: &str = "the admin listener has GET /livez, /readyz, /metrics, /v1/status, /v1/tap, /v1/warm and \
+                      /v1/explain/{entity}/{key}, and POST /v1/verify, /v1/resync, /v1/invalidate and /v1/warm";
 
-/// `/livez`, `/readyz`, `/metrics`, `/v1/status`, `/v1/explain/...`, `/v1/verify` and `/v1/resync`, as the service of
-/// one connection.
+/// All of [`ROUTES`], as the service of one connection.
 pub fn service<H: Health, O: Operate, I: RequestBody>(admin: &Arc<Admin<H, O>>) -> impl Routed<I> + use<H, O, I> {
     TowerToHyperService::new(warp::service(routes(admin)))
 }
 
 fn routes<H: Health, O: Operate>(admin: &Arc<Admin<H, O>>) -> impl Routes + use<H, O> {
-    let told = told(&admin.health).or(explained(&admin.operator)).unify();
+    let asked = explained(&admin.operator).or(tapped(&admin.operator)).unify().or(warming(&admin.operator)).unify();
+    let told = told(&admin.health).or(asked).unify();
     let get =
         reading().and(told).map(|head: bool, response| if head { headers::without_body(response) } else { response });
     let post = posted(admin);
     let path = warp::path::full();
     let other = warp::method().and(path).map(|method: Method, path: warp::path::FullPath| {
         let response = match path.as_str() {
-            "/livez" | "/readyz" | "/metrics" | "/v1/status" => Problem::method_not_allowed("GET, HEAD"),
+            "/livez" | "/readyz" | "/metrics" | "/v1/status" | "/v1/tap" => Problem::method_not_allowed("GET, HEAD"),
             path if path.starts_with("/v1/explain/") => Problem::method_not_allowed("GET, HEAD"),
-            "/v1/verify" | "/v1/resync" => Problem::method_not_allowed("POST"),
+            "/v1/verify" | "/v1/resync" | "/v1/invalidate" => Problem::method_not_allowed("POST"),
+            "/v1/warm" => Problem::method_not_allowed("GET, HEAD, POST"),
             _ => Problem::no_route(ROUTES),
         }
         .into_response();
@@ -109,6 +112,27 @@ fn explained<O: Operate>(operator: &Arc<O>) -> impl Filter<Extract = (Response,)
     })
 }
 
+fn tapped<O: Operate>(operator: &Arc<O>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + use<O> {
+    let operator = operator.clone();
+    // A filter on the query refuses requests without one.
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    warp::path!("v1" / "tap").and(query).then(move |query: String| {
+        let operator = operator.clone();
+        async move {
+            let events = operate::tap(&*operator, &query).await;
+            events.map_or_else(Problem::into_response, |body| plain(StatusCode::OK, "application/json", body))
+        }
+    })
+}
+
+fn warming<O: Operate>(operator: &Arc<O>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + use<O> {
+    let operator = operator.clone();
+    warp::path!("v1" / "warm").map(move || match operator.warming() {
+        Ok(body) => plain(StatusCode::OK, "application/json", body),
+        Err(refusal) => refusal.into_problem().into_response(),
+    })
+}
+
 fn posted<H: Health, O: Operate>(
     admin: &Arc<Admin<H, O>>,
 ) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + use<H, O> {
@@ -133,7 +157,30 @@ fn posted<H: Health, O: Operate>(
             }
         })
     };
-    verify.or(resync).unify()
+    let invalidate = {
+        let admin = admin.clone();
+        warp::path!("v1" / "invalidate").and(sent()).then(move |request: HeaderMap, body| {
+            let admin = admin.clone();
+            async move {
+                let done = operate::invalidate(&*admin.operator, &request, body, &admin.limits).await;
+                done.map_or_else(Problem::into_response, |(body, done)| {
+                    let status = if done { StatusCode::OK } else { StatusCode::ACCEPTED };
+                    plain(status, "application/json", body)
+                })
+            }
+        })
+    };
+    let warm = {
+        let admin = admin.clone();
+        warp::path!("v1" / "warm").and(sent()).then(move |request: HeaderMap, body| {
+            let admin = admin.clone();
+            async move {
+                let begun = warm::warm(&*admin.operator, &request, body, &admin.limits).await;
+                begun.map_or_else(Problem::into_response, |body| plain(StatusCode::OK, "application/json", body))
+            }
+        })
+    };
+    verify.or(resync).unify().or(invalidate).unify().or(warm).unify()
 }
 
 fn document(status: StatusCode, value: &serde_json::Value) -> Response {

@@ -94,7 +94,7 @@ where
         Either<Ready<Result<Self::Response, Infallible>>, BoxFuture<'static, Result<Self::Response, Infallible>>>;
 
     fn call(&self, request: http::Request<I>) -> Self::Future {
-        if let Some(response) = read::hit(&self.api, request.method(), request.uri().path(), request.headers()) {
+        if let Some(response) = read::hit(&self.api, request.method(), request.uri(), request.headers()) {
             let response = response.map(|body| http_body_util::Either::Left(Full::new(body)));
             return Either::Left(std::future::ready(Ok(response)));
         }
@@ -131,10 +131,12 @@ impl<F> Routes for F where F: Filter<Extract = (Response,), Error = Infallible> 
 fn routes<R: Reads>(api: &Arc<Api<R>>) -> impl Routes + use<R> {
     let read = {
         let api = api.clone();
-        v1().and(reading()).and(warp::header::headers_cloned()).then(move |path: Tail, head, request| {
-            let api = Arc::clone(&api);
-            async move { read::read(&api, path.as_str(), head, &request).await }
-        })
+        v1().and(reading()).and(query()).and(warp::header::headers_cloned()).then(
+            move |path: Tail, head, query: Option<String>, request| {
+                let api = Arc::clone(&api);
+                async move { read::read(&api, path.as_str(), query.as_deref(), head, &request).await }
+            },
+        )
     };
     let batch = {
         let api = api.clone();
@@ -166,6 +168,11 @@ pub(super) fn reading() -> impl Filter<Extract = (bool,), Error = Rejection> + C
             _ => Err(warp::reject()),
         })
     })
+}
+
+/// The query string, raw, if there is one.
+fn query() -> impl Filter<Extract = (Option<String>,), Error = Infallible> + Copy {
+    warp::query::raw().map(Some).or(warp::any().map(|| None)).unify()
 }
 
 /// What follows `/v1/`, raw: `path::param` would take the empty key for none.

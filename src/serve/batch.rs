@@ -15,6 +15,7 @@ use warp::http::{HeaderMap, HeaderValue};
 use super::api::Api;
 use super::headers::{self, Provenance};
 use super::problem::Problem;
+use super::projection::Projection;
 use super::{Limits, Reads, Response};
 use crate::entity::{Entity, EntryKey};
 use crate::metrics::Route;
@@ -25,6 +26,8 @@ use crate::metrics::Route;
 struct Batch<'a> {
     #[serde(borrow)]
     keys: Vec<&'a RawValue>,
+    /// The members that are wanted of each value; all of them, if the request names none.
+    fields: Option<Vec<String>>,
 }
 
 /// Answers a batch. `path` is what follows `/v1/`.
@@ -63,6 +66,7 @@ async fn answer<R: Reads>(
     if batch.keys.len() > api.limits.max_batch {
         return Err(Problem::batch_too_large(batch.keys.len(), api.limits.max_batch));
     }
+    let projection = batch.fields.map(|fields| Projection::of(fields, entity)).transpose()?;
 
     let mut keys = Vec::with_capacity(batch.keys.len());
     // Each item is either refused here or takes the next answer.
@@ -98,7 +102,11 @@ async fn answer<R: Reads>(
                     let this = Provenance::from(&answer);
                     provenance = Some(provenance.map_or(this, |others| others.and(this)));
                     match answer.value {
-                        Some(value) => {
+                        Some(whole) => {
+                            let value = match &projection {
+                                None => whole,
+                                Some(projection) => projection.of_value(&whole),
+                            };
                             out.extend_from_slice(b",\"status\":200,\"value\":");
                             out.extend_from_slice(&value);
                             out.push(b'}');

@@ -15,6 +15,9 @@ use crate::key::{KeyError, MAX_KEY_BYTES};
 /// How many entities a 404 names at most.
 const NAMED_ENTITIES: usize = 20;
 
+/// How many fields a 400 names at most.
+const NAMED_FIELDS: usize = 100;
+
 /// An error as the client sees it. Serializes to the members of a problem document.
 #[derive(Debug, Clone)]
 pub struct Problem {
@@ -45,10 +48,7 @@ impl Problem {
     /// The path names no configured entity.
     pub fn unknown_entity(name: &str, configured: &[String]) -> Self {
         let name: String = name.chars().take(60).collect();
-        let mut known = configured.iter().take(NAMED_ENTITIES).map(String::as_str).collect::<Vec<_>>().join(", ");
-        if let Some(more) = configured.len().checked_sub(NAMED_ENTITIES).filter(|more| *more > 0) {
-            known.push_str(&format!(" and {more} more"));
-        }
+        let known = list(configured.iter().map(String::as_str), NAMED_ENTITIES);
         let detail = format!("there is no entity {name:?}; configured: {known}");
         Problem::new(StatusCode::NOT_FOUND, "unknown-entity", "Unknown entity", detail)
     }
@@ -83,6 +83,19 @@ impl Problem {
         Problem::new(StatusCode::URI_TOO_LONG, "uri-too-long", "Key too long", detail)
     }
 
+    /// The wanted fields cannot be read.
+    pub fn malformed_fields(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::BAD_REQUEST, "malformed-fields", "Malformed fields", detail)
+    }
+
+    /// No value of the entity has this field.
+    pub fn unknown_field<'a>(entity: &Entity, field: &str, known: impl Iterator<Item = &'a str>) -> Self {
+        let field: String = field.chars().take(60).collect();
+        let known = list(known, NAMED_FIELDS);
+        let detail = format!("{} has no field {field:?}; it has: {known}", entity.name);
+        Problem::new(StatusCode::BAD_REQUEST, "unknown-field", "Unknown field", detail)
+    }
+
     /// A request header has no valid value.
     pub fn malformed_header(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::BAD_REQUEST, "malformed-header", "Malformed header", detail)
@@ -102,6 +115,11 @@ impl Problem {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", detail);
         problem.header = Some(Box::new((ALLOW, HeaderValue::from_static(allowed))));
         problem
+    }
+
+    /// The query string of an operator's request cannot be read.
+    pub fn malformed_query(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::BAD_REQUEST, "malformed-query", "Malformed query", detail)
     }
 
     /// The body is no batch request.
@@ -146,9 +164,16 @@ impl Problem {
             ReadError::LsnAhead { .. } => ("lsn-ahead", "LSN ahead of the database", 1),
             // It takes somebody to grant a right or to mend the table.
             ReadError::Refused(_) => ("query-refused", "Query refused by the database", 30),
+            // To mend the query, or the rows.
+            ReadError::SeveralRows => ("several-rows", "More than one row", 30),
         };
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, title, error.to_string())
             .retry_after(Duration::from_secs(after))
+    }
+
+    /// The operator's request does not go together with what is under way.
+    pub fn conflict(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::CONFLICT, "conflict", "Conflict", detail)
     }
 
     /// The operator's request cannot be carried out now.
@@ -170,6 +195,16 @@ impl Problem {
         }
         response
     }
+}
+
+/// Names in a row, `most` of them.
+fn list<'a>(mut names: impl Iterator<Item = &'a str>, most: usize) -> String {
+    let mut text = names.by_ref().take(most).collect::<Vec<_>>().join(", ");
+    let more = names.count();
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
 }
 
 impl Serialize for Problem {

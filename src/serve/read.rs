@@ -1,16 +1,18 @@
-//! `GET` and `HEAD /v1/{entity}/{key}`.
+//! `GET` and `HEAD /v1/{entity}/{key}`, of the whole value or with `?fields=` of parts of it.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
-use warp::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use warp::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 
 use super::api::Api;
 use super::headers::{self, Provenance};
 use super::problem::Problem;
+use super::projection::Projection;
 use super::{Reads, Response};
+use crate::cache;
 use crate::cache::answer::{Answer, Demand};
 use crate::entity::{Entity, EntryKey};
 use crate::key::{KeyError, MAX_KEY_BYTES};
@@ -19,31 +21,45 @@ use crate::metrics::Route;
 /// How many headers a 200 has at most, apart from those that hyper adds.
 const HEADERS: usize = 9;
 
+/// What is read, and what of it is wanted.
+struct Asked<'a> {
+    entity: &'a Arc<Entity>,
+    key: EntryKey,
+    demand: Demand,
+    projection: Option<Projection>,
+}
+
 /// Answers a read that L1 has, without waiting; `None` for whatever else may become of it.
 ///
-/// `path` is the request's, as it was sent: keys are percent-decoded once, by [`crate::key::Key::from_request`].
-pub fn hit<R: Reads>(api: &Api<R>, method: &Method, path: &str, request: &HeaderMap) -> Option<Response> {
+/// The path is the request's, as it was sent: keys are percent-decoded once, by [`crate::key::Key::from_request`].
+pub fn hit<R: Reads>(api: &Api<R>, method: &Method, uri: &Uri, request: &HeaderMap) -> Option<Response> {
     let started = Instant::now();
     let head = match *method {
         Method::GET => false,
         Method::HEAD => true,
         _ => return None,
     };
-    let (entity, key, demand) = ask(api, path.strip_prefix("/v1/")?, request).ok()?;
-    if demand.fresh {
+    let asked = ask(api, uri.path().strip_prefix("/v1/")?, uri.query(), request).ok()?;
+    if asked.demand.fresh {
         return None;
     }
-    let answer = api.reads.read_l1(entity, &key, &demand)?;
-    Some(api.finish(render(entity, &key, answer, &demand, request), head, started))
+    let answer = api.reads.read_l1(asked.entity, &asked.key, &asked.demand)?;
+    Some(api.finish(render(&asked, answer, request), head, started))
 }
 
 /// Answers a read that [`hit`] did not. `path` is what follows `/v1/`.
-pub async fn read<R: Reads>(api: &Api<R>, path: &str, head: bool, request: &HeaderMap) -> Response {
+pub async fn read<R: Reads>(
+    api: &Api<R>,
+    path: &str,
+    query: Option<&str>,
+    head: bool,
+    request: &HeaderMap,
+) -> Response {
     let started = Instant::now();
-    let response = match ask(api, path, request) {
+    let response = match ask(api, path, query, request) {
         Err(problem) => problem.into_response(),
-        Ok((entity, key, demand)) => match api.reads.read(entity, key.clone(), demand).await {
-            Ok(answer) => render(entity, &key, answer, &demand, request),
+        Ok(asked) => match api.reads.read(asked.entity, asked.key.clone(), asked.demand).await {
+            Ok(answer) => render(&asked, answer, request),
             Err(error) => Problem::unanswered(&error).into_response(),
         },
     };
@@ -53,8 +69,9 @@ pub async fn read<R: Reads>(api: &Api<R>, path: &str, head: bool, request: &Head
 fn ask<'a, R: Reads>(
     api: &'a Api<R>,
     path: &str,
+    query: Option<&str>,
     request: &HeaderMap,
-) -> Result<(&'a Arc<Entity>, EntryKey, Demand), Problem> {
+) -> Result<Asked<'a>, Problem> {
     let demand = headers::demand(request)?;
     let (name, key) = api.split(path)?;
     let entity = api.entity(name)?;
@@ -71,18 +88,27 @@ fn ask<'a, R: Reads>(
         KeyError::TooLong => Problem::uri_too_long(),
         other => Problem::key(&other),
     })?;
-    Ok((entity, key, demand))
+    let projection = query.map_or(Ok(None), |query| Projection::of_query(query, entity))?;
+    Ok(Asked { entity, key, demand, projection })
 }
 
-fn render(entity: &Entity, key: &EntryKey, answer: Answer, demand: &Demand, request: &HeaderMap) -> Response {
+fn render(asked: &Asked, answer: Answer, request: &HeaderMap) -> Response {
     let provenance = Provenance::from(&answer);
     let mut response = match answer.value {
-        None => Problem::absent(entity, key.key()).into_response(),
-        Some(value) => {
+        None => Problem::absent(asked.entity, asked.key.key()).into_response(),
+        Some(whole) => {
+            let (value, hash) = match &asked.projection {
+                None => (whole, answer.etag),
+                Some(projection) => {
+                    let part = projection.of_value(&whole);
+                    let hash = cache::etag(Some(&part));
+                    (part, hash)
+                }
+            };
             let mut response = Response::new(value);
             let headers = response.headers_mut();
             headers.reserve(HEADERS);
-            let etag = headers::etag(answer.etag);
+            let etag = headers::etag(hash);
             let unchanged = headers::names_etag(request, &etag);
             headers.insert(ETAG, etag);
             if unchanged {
@@ -96,7 +122,7 @@ fn render(entity: &Entity, key: &EntryKey, answer: Answer, demand: &Demand, requ
     };
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
-    provenance.write(headers, demand);
+    provenance.write(headers, &asked.demand);
     response
 }
 

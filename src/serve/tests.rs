@@ -1,6 +1,7 @@
 //! The API over a read path that answers from a table, in memory and over real sockets.
 
 mod operators;
+mod projected;
 mod wire;
 
 use std::collections::HashMap;
@@ -44,6 +45,7 @@ fn entity(id: usize, name: &str, key: &[KeyType]) -> Arc<Entity> {
         version: 0,
         published: Default::default(),
         tables: vec![],
+        query: None,
     };
     Arc::new(Entity::new(id, Definition::rows(name, "public", name), "", shape))
 }

@@ -6,6 +6,7 @@ use walcache::apply::ApplyError;
 use walcache::apply::claim::{Claim, Position, Scripts, claim};
 use walcache::cache::Hierarchy;
 use walcache::cache::l2::{self, L2};
+use walcache::cache::voids::Voids;
 use walcache::cache::watermark::Watermark;
 use walcache::lsn::Lsn;
 
@@ -34,7 +35,8 @@ struct Claimant {
 impl Claimant {
     async fn new(stage: &Stage) -> Claimant {
         stage.execute("CREATE SCHEMA walcache; CREATE SEQUENCE walcache.epoch").await;
-        let hierarchy = Hierarchy { entities: Vec::new(), l1: None, l2: None, watermark: Watermark::default() };
+        let (watermark, voids) = (Watermark::default(), Voids::new(0));
+        let hierarchy = Hierarchy { entities: Vec::new(), l1: None, l2: None, watermark, voids };
         Claimant { source: stage.sql().await, hierarchy, l2: l2(stage), scripts: Scripts::default() }
     }
 

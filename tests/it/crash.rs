@@ -10,7 +10,7 @@ use walcache::failpoint::{KILLS, Point};
 
 use crate::harness::{Config, Crowd, Daemon, Entity, Shop, cli};
 
-/// Kills at each failpoint: over all of them, 65.
+/// Kills at each failpoint: over all of them, 70.
 const ROUNDS: usize = 5;
 
 /// Kills the daemon `ROUNDS` times at each of these points.
@@ -32,7 +32,7 @@ async fn killed_at(name: &str, seed: u64, points: &[Point]) {
         daemon.kill().await;
         for &point in points {
             let nth = match point {
-                Point::SlotRead | Point::Claimed | Point::BeforeRaise | Point::AfterRaise => 1,
+                Point::SlotRead | Point::Claimed | Point::BeforeRaise | Point::AfterRaise | Point::Voided => 1,
                 Point::AfterConfirm => rng.random_range(1..4),
                 _ => rng.random_range(1..16),
             };
@@ -40,6 +40,9 @@ async fn killed_at(name: &str, seed: u64, points: &[Point]) {
             let daemon = Daemon::spawn(&shop.config, &[(KILLS, &at)]);
             if matches!(point, Point::BeforeRaise | Point::AfterRaise) {
                 shop.truncate(&sql).await.unwrap();
+            }
+            if point == Point::Voided {
+                sql.batch_execute("SELECT walcache.invalidate_pattern('counter:1?')").await.unwrap();
             }
             let status = daemon.wait().await;
             assert_eq!(status.signal(), Some(9), "at {at} it ended with {status}");
@@ -59,9 +62,10 @@ async fn killed_at(name: &str, seed: u64, points: &[Point]) {
     assert!(judged > 100, "O4 looked at {judged} entries only");
 }
 
-/// Every other failpoint: beside each other the two halves take half the time.
+/// Every other failpoint, but for that of lookups, which `lookups` has: beside each other the two halves take half the time.
 fn half(first: usize) -> Vec<Point> {
-    Point::ALL.into_iter().skip(first).step_by(2).collect()
+    let there = Point::ALL.into_iter().filter(|point| *point != Point::Held);
+    there.skip(first).step_by(2).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

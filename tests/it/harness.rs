@@ -8,6 +8,7 @@
 //! - Tests wait for LSNs and conditions, never for a time: [`eventually`], [`Daemon::wait_applied`].
 #![allow(dead_code, unused_imports, reason = "each scenario uses its part; the harness is kept whole")]
 
+mod club;
 mod config;
 mod daemon;
 mod hidden;
@@ -24,18 +25,19 @@ mod shop;
 mod stage;
 mod wait;
 
-pub use config::{Config, Entity, needs_publications, needs_wal2json, plugin};
+pub use club::{Club, ClubLoad};
+pub use config::{Config, Entity, needs_publications, plugin};
 pub use daemon::{Daemon, Finished, cli};
-pub use hidden::Hidden;
+pub use hidden::{Hidden, wait_for};
 pub use histories::{Claim, Found, Histories, Kind, Row, Violation};
 pub use http::{Http, Response};
 pub use judge::{Compared, Raw, servable};
 pub use load::{Crowd, Done, Load, assert_none};
 pub use mend::{codes, findings, mend};
-pub use oracle::{Oracle, encode, in_redis, pinned};
+pub use oracle::{Oracle, encode, in_redis, pinned, query_result};
 pub use probe::{counted_reads, until_received};
 pub use proxy::{Proxy, WAYS, Way};
 pub use scene::Scene;
 pub use shop::{ROWS, Shop, brisk, version};
-pub use stage::Stage;
+pub use stage::{Stage, needs_wal2json};
 pub use wait::{Soak, WAIT_LIMIT, current_lsn, eventually, eventually_within, soak};

@@ -24,9 +24,9 @@
 //! | 18 | Redis is full, evicts, or refuses writes | `redis_faults` |
 //! | 19 | black holes, half-open connections, resets, garbage | `network`, `redis_network` |
 //! | 20 | applying outlasts `wal_sender_timeout` | `keepalive`, `gate` |
-//! | 21 | clocks that are wrong, or jump | `clocks` |
+//! | 21 | clocks that are wrong, or jump | `clocks`, `lifetimes` |
 //! | 22 | a thousand readers miss one key | `herd` |
-//! | 23 | a fill is overtaken by an event | `overtaken`, `gate` |
+//! | 23 | a fill is overtaken by an event | `overtaken`, `gate`, `renewals` |
 //! | 24 | two daemons on one slot | `idle`, `claim` |
 //! | 26 | slow, silent and hostile HTTP clients | `abuse`, `http` |
 //! | 27 | keys of all kinds | `keys` |
@@ -41,9 +41,11 @@ mod claim;
 mod cli;
 mod clocks;
 mod commands;
+mod compression;
 mod crash;
 mod ddl;
 mod dml;
+mod dry_run;
 mod explain;
 mod failover;
 mod fill_cap;
@@ -59,21 +61,30 @@ mod identities;
 mod idle;
 mod keepalive;
 mod keys;
+mod lifetimes;
+mod lookups;
 mod network;
 mod outage;
 mod overtaken;
+mod parts;
 mod postgres_faults;
+mod projection;
 mod publications;
+mod queries;
 mod redis_faults;
 mod redis_network;
+mod renewals;
 mod resync;
 mod row_security;
 mod sandbox;
 mod secrets;
 mod shutdown;
 mod slot_faults;
+mod tap;
 mod toast;
 mod transactions;
 mod truncate;
 mod types;
+mod voids;
 mod wal2json;
+mod warming;

@@ -6,6 +6,7 @@
 //! distrusted: a leader that goes on without L2 confirms beyond what the fence shows as done.
 
 use crate::leader::{Leader, Phase};
+use crate::lookups::Lookups;
 use crate::rule::Rule;
 use crate::scenario::{ENTITIES, Generation, Scenario, count_at, end};
 use crate::scripts::{Authority, Claimed, Failed};
@@ -66,7 +67,7 @@ pub fn take(w: &mut World, s: &Scenario, leader: Option<Leader>, step: ClaimStep
             Ok(Some(leader))
         }
         (ClaimStep::ReturnToL2, Some(leader)) => {
-            let from = end(leader.next);
+            let from = end(leader.lookups.published);
             Ok(Some(claim(w, s, Leader { phase: Phase::Claiming { lost: false, from }, ..leader })))
         }
         (ClaimStep::Settle, Some(leader)) => settle(w, s, leader).map(Some),
@@ -101,6 +102,7 @@ fn hold_slot(w: &mut World, s: &Scenario, instance: u8) -> Leader {
         raising: None,
         // The server never sends again what was confirmed, whatever it is asked for.
         next: count_at(from).max(w.confirmed),
+        lookups: Lookups::from(count_at(from).max(w.confirmed)),
         phase: Phase::Claiming { lost: false, from },
     }
 }
@@ -176,6 +178,6 @@ pub fn go_without_l2(w: &mut World, s: &Scenario, leader: &mut Leader) {
     }
     leader.phase = match leader.phase {
         Phase::Claiming { .. } | Phase::Idle => Phase::Idle,
-        Phase::Working { to, cut, .. } => Phase::Working { to, cut, at: 0, drawn: 0 },
+        Phase::Working { to, cut, void, .. } => Phase::Working { to, cut, void, at: 0, drawn: 0, found: 0 },
     };
 }

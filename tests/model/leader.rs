@@ -2,6 +2,7 @@
 //! is in [`crate::claim`].
 
 use crate::claim;
+use crate::lookups::{self, Lookups};
 use crate::properties::Violation;
 use crate::rule::Rule;
 use crate::scenario::{ENTITIES, Generation, Lsn, Scenario, end};
@@ -26,6 +27,7 @@ pub struct Leader {
     pub raising: Option<(Option<u8>, Generation)>,
     /// Transactions received and applied: the index of the next one.
     pub next: u8,
+    pub lookups: Lookups,
     pub phase: Phase,
 }
 
@@ -42,8 +44,12 @@ pub enum Phase {
     Working {
         to: u8,
         cut: bool,
+        /// All entries are voided, instead of those that lookups would find.
+        void: bool,
         at: u8,
         drawn: Generation,
+        /// Bit `i`: the lookups of transaction `i` have found the entry.
+        found: u8,
     },
 }
 
@@ -68,6 +74,8 @@ pub enum LeaderStep {
     Replan,
     Work(Work),
     Confirm,
+    /// Voids all entries instead of waiting for a round's end.
+    Void,
     /// Draws a generation with no event, for an entity or for all, and sets it in L2.
     Resync(Option<u8>),
     /// Sets it in the process.
@@ -97,10 +105,11 @@ pub fn steps(w: &World, s: &Scenario, mut found: impl FnMut(Who, LeaderStep)) {
     let mut found = |step| found(Who::Current, step);
     match leader.phase {
         Phase::Claiming { .. } => {}
+        Phase::Idle if leader.lookups.are_due() => found(LeaderStep::Receive { to: leader.next, cut: false }),
         Phase::Idle => {
             let most = (leader.next + s.batch).min(w.committed);
             for to in leader.next + 1..=most {
-                if s.keeps(Rule::Gate) && w.visible & 1 << (to - 1) == 0 {
+                if s.keeps(Rule::Gate) && s.keeps(Rule::LookupAfterGate) && w.visible & 1 << (to - 1) == 0 {
                     break;
                 }
                 found(LeaderStep::Receive { to, cut: false });
@@ -109,14 +118,20 @@ pub fn steps(w: &World, s: &Scenario, mut found: impl FnMut(Who, LeaderStep)) {
                 }
             }
         }
-        Phase::Working { .. } => {
-            if let Some(next) = next_work(leader, s) {
+        Phase::Working { to, at, .. } => {
+            // Where lookups come before the gate, this is the gate.
+            let passed =
+                s.keeps(Rule::LookupAfterGate) || at == 0 || (leader.next..to).all(|i| w.visible & 1 << i != 0);
+            if let Some(next) = next_work(leader, s).filter(|_| passed) {
                 found(LeaderStep::Work(next));
             }
         }
     }
     if leader.planned != leader.generations && !matches!(leader.phase, Phase::Working { cut: false, .. }) {
         found(LeaderStep::Replan);
+    }
+    if w.voids > 0 && leader.phase == Phase::Idle && !leader.lookups.are_over() {
+        found(LeaderStep::Void);
     }
     if confirmable(leader, s) > w.confirmed && w.may_fail() {
         found(LeaderStep::Confirm);
@@ -153,19 +168,19 @@ pub fn steps(w: &World, s: &Scenario, mut found: impl FnMut(Who, LeaderStep)) {
 
 /// What the leader does next to its batch.
 fn next_work(leader: &Leader, s: &Scenario) -> Option<Work> {
-    let Phase::Working { to, cut, at, .. } = leader.phase else { return None };
-    work(s, leader.next, to, cut, leader.with_l2).get(at as usize).copied()
+    let Phase::Working { at, .. } = leader.phase else { return None };
+    work(s, leader).get(at as usize).copied()
 }
 
 /// How many transactions the leader would confirm.
 fn confirmable(leader: &Leader, s: &Scenario) -> u8 {
     match leader.phase {
         Phase::Working { to, .. } if !s.keeps(Rule::ConfirmAfterApply) => to,
-        Phase::Working { to, cut, at, .. } if !s.keeps(Rule::GenerationBeforeConfirm) => {
-            let rest = &work(s, leader.next, to, cut, leader.with_l2)[at as usize..];
+        Phase::Working { to, at, .. } if !s.keeps(Rule::GenerationBeforeConfirm) => {
+            let rest = &work(s, leader)[at as usize..];
             if rest.iter().all(|w| matches!(w, Work::RaiseGeneration { .. })) { to } else { leader.next }
         }
-        _ => leader.next,
+        _ => leader.lookups.published,
     }
 }
 
@@ -201,7 +216,13 @@ pub fn take(w: &mut World, s: &Scenario, who: Who, step: LeaderStep) -> Result<(
 
 fn act(w: &mut World, s: &Scenario, mut leader: Leader, step: LeaderStep) -> Result<Option<Leader>, Failed> {
     match step {
-        LeaderStep::Receive { to, cut } => leader.phase = Phase::Working { to, cut, at: 0, drawn: 0 },
+        LeaderStep::Receive { to, cut } => {
+            leader.phase = Phase::Working { to, cut, void: false, at: 0, drawn: 0, found: 0 };
+        }
+        LeaderStep::Void => {
+            w.voids -= 1;
+            leader.phase = Phase::Working { to: leader.next, cut: false, void: true, at: 0, drawn: 0, found: 0 };
+        }
         LeaderStep::Replan => leader.planned = leader.generations,
         LeaderStep::Work(step) => run(w, s, &mut leader, step)?,
         LeaderStep::Confirm => w.confirmed = w.confirmed.max(confirmable(&leader, s)),
@@ -249,6 +270,7 @@ fn act(w: &mut World, s: &Scenario, mut leader: Leader, step: LeaderStep) -> Res
                 return Ok(None);
             }
             (leader.next, leader.phase) = (w.confirmed, Phase::Idle);
+            leader.lookups = Lookups::from(w.confirmed);
         }
         LeaderStep::Claim(_) => {}
     }
@@ -265,10 +287,14 @@ fn raise_local(w: &mut World, leader: &mut Leader, entity: usize, to: Generation
 
 /// Does the next thing that is to be done to the batch.
 fn run(w: &mut World, s: &Scenario, leader: &mut Leader, step: Work) -> Result<(), Failed> {
-    let Phase::Working { to, cut, at, mut drawn } = leader.phase else { return Ok(()) };
+    let Phase::Working { to, cut, void, at, mut drawn, mut found } = leader.phase else { return Ok(()) };
     let by = leader.authority;
     let draw = |w: &mut World| if drawn == 0 { w.draw() } else { drawn };
+    // As things stood before this step.
+    let published = if void { Some(to) } else { leader.publishable(s, to) };
     match step {
+        Work::Look => found = lookups::look(w, s, leader, to),
+        Work::Hold => {}
         Work::RaiseFence { key, label } => {
             if let Some(home) = leader.home {
                 w.instances[home as usize].raise_fence(key, label);
@@ -290,25 +316,31 @@ fn run(w: &mut World, s: &Scenario, leader: &mut Leader, step: Work) -> Result<(
         Work::Drop { key, label } => w.redis.drop(key, label, by, s)?,
         Work::Feed => w.redis.feed.append(leader.next, to, leader.generations),
         Work::MarkDone => {
-            w.redis.mark_done(end(to), by, s)?;
-            leader.authority.done = leader.authority.done.max(end(to));
+            let done = end(published.unwrap_or(0));
+            w.redis.mark_done(done, by, s)?;
+            leader.authority.done = leader.authority.done.max(done);
         }
         Work::Advance => {
             if let Some(home) = leader.home {
+                let to = published.unwrap_or(0);
                 w.instances[home as usize].advance(to, leader.with_l2.then_some(leader.authority.done));
             }
         }
     }
-    let all = work(s, leader.next, to, cut, leader.with_l2);
+    leader.phase = Phase::Working { to, cut, void, at: at + 1, drawn, found };
+    let all = work(s, leader);
     let rest = &all[at as usize + 1..];
     if !rest.iter().any(|w| w.is_effect()) {
-        w.applied = w.applied.max(to);
+        let applied = if void { Some(to) } else { leader.publishable(s, to) };
+        w.applied = w.applied.max(applied.unwrap_or(0));
     }
     if rest.is_empty() {
-        leader.next = to;
+        if void {
+            leader.void();
+        } else {
+            leader.finish(s, to);
+        }
         leader.phase = Phase::Idle;
-    } else {
-        leader.phase = Phase::Working { to, cut, at: at + 1, drawn };
     }
     Ok(())
 }

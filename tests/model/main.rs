@@ -27,6 +27,8 @@
 //!   first, then in the process. Images bear the generation that the planner knew, which may be an older one. (The
 //!   daemon raises them in the process first, and its readers take the generation before the watermark: entries are
 //!   void sooner than here, never later. It also refuses entries of a newer generation than it knows.)
+//! - **Lookups** ([`lookups`]): an entry is made of many rows, one of which moves to another entry, or leads to it only by
+//!   links that other transactions make and cut. Rounds are opened, held, closed, and given up for a new generation.
 //! - **The auditor** ([`auditor`]): entry, row, wait, entry. It must never accuse an entry that is right, and never
 //!   pass one that somebody has planted.
 //!
@@ -87,6 +89,7 @@ mod claim;
 mod explorer;
 mod instance;
 mod leader;
+mod lookups;
 mod mutants;
 mod properties;
 mod reader;

@@ -77,17 +77,18 @@ impl Answer {
         }
         let shown = match value.checked_sub(1) {
             None => true,
+            Some(_) if s.many => value & !w.visible == 0,
             Some(i) => w.visible & 1 << i != 0 || (s.standby && i < w.standby),
         };
-        if value < newest {
+        if s.lacks(value, newest) {
             Err(Violation::StalerThanAdmitted { value, applied, newest })
-        } else if value < demanded {
+        } else if s.lacks(value, demanded) {
             Err(Violation::StalerThanDemanded { value, demanded })
-        } else if value < seen {
+        } else if s.lacks(value, seen) {
             Err(Violation::Backwards { value, seen })
         } else if !shown {
             Err(Violation::AheadOfPostgres { value })
-        } else if end(value) > read {
+        } else if end(s.last(value)) > read {
             Err(Violation::BeyondReadLsn { value, read })
         } else {
             Ok(())
@@ -101,7 +102,12 @@ fn is_quiescent(w: &World, s: &Scenario) -> bool {
     w.visible == all_visible
         && w.resumed.is_none()
         && w.leader.is_some_and(|l| {
-            l.phase == Phase::Idle && l.with_l2 && w.redis.fence.is_some() && l.raising.is_none() && l.next == s.count()
+            l.phase == Phase::Idle
+                && l.with_l2
+                && w.redis.fence.is_some()
+                && l.raising.is_none()
+                && l.next == s.count()
+                && l.lookups.are_over()
         })
         && (!s.feed || w.instances[..s.instances].iter().all(|i| i.has_read_all(&w.redis.feed)))
         && w.readers.iter().all(|r| r.phase == reader::Phase::Idle)
@@ -132,7 +138,7 @@ pub fn judge_state(w: &World, s: &Scenario) -> Result<(), Violation> {
 fn nothing_stale(w: &World, s: &Scenario, instance: &Instance) -> Result<(), Violation> {
     for key in 0..s.keys {
         let truth = w.on_primary(s, key);
-        let wrong = |value: Value| value != truth && value != PLANTED;
+        let wrong = |value: Value| s.differs(value, truth) && value != PLANTED;
         if let Cell::Entry(e) = w.redis.cells[key]
             && e.generation >= instance.generations[s.entity(key)]
             && wrong(e.value)

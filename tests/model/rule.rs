@@ -24,6 +24,20 @@ pub enum Rule {
     /// With fills from a standby: what drops an entry or raises a generation raises `hw`, too; left out: it does not.
     EveryEffectRaisesHighWater,
 
+    // --- Entries of many rows.
+    /// A row that moves from one entry to another voids both; left out: that which it has moved to.
+    MovedRowVoidsBoth,
+    /// A lookup is run after the gate; left out: its snapshot is taken before.
+    LookupAfterGate,
+    /// A lookup is run in a snapshot that shows its transaction; left out: in that of the round, whatever it shows.
+    LookupSeesItsTransaction,
+    /// Nothing is published between an event and the end of what its lookup's snapshot shows; left out: it is at once.
+    HeldUntilSeen,
+    /// Lookups of transactions that a round's snapshot shows are run in that; left out: in one of their own.
+    OneSnapshotARound,
+    /// What a lookup finds is voided in L1, too.
+    FoundRaisesFence,
+
     // --- Transactions in pieces.
     /// An entry written by a piece is served only to a reader whose watermark, read before, has reached it.
     PieceServedFromWatermark,

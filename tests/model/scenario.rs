@@ -17,7 +17,8 @@ pub const INSTANCES: usize = 2;
 /// which is the tightest case, so that the label of its pieces is `2i + 1`.
 pub type Lsn = u8;
 
-/// What a key's value is: 0 at first, `i + 1` as transaction `i` left it, [`uncommitted`] for what never was committed.
+/// What a key's value is: 0 at first, `i + 1` as transaction `i` left it, [`uncommitted`] for what never was committed. Of
+/// an entry that is made of many rows: bit `i` for each transaction `i` that the snapshot showed and that may matter.
 pub type Value = u8;
 
 /// A generation, and also an epoch: both are drawn from one sequence.
@@ -60,6 +61,13 @@ pub enum Change {
     Delete(usize),
     /// All rows of the entity went.
     Truncate(usize),
+    /// A row left the entry of the first key for that of the second.
+    Move(usize, usize),
+    /// A row changed that does not name the first key: a lookup finds its entry, through these links. The row may itself
+    /// be a link, that is there from now on, or no more.
+    Linked { through: u8, makes: u8, cuts: u8 },
+    /// A link went whose row names the first key.
+    Untie(u8),
 }
 
 /// A transaction that will be committed, in this order.
@@ -97,6 +105,10 @@ pub struct Scenario {
     pub name: &'static str,
     pub transactions: &'static [Transaction],
     pub on_change: OnChange,
+    /// Whether an entry is made of many rows: then transactions that change it do not wait for one another.
+    pub many: bool,
+    /// The links to the first key's entry that stand at first.
+    pub links: u8,
     pub keys: usize,
     /// One for all keys, or one for each.
     pub entities: usize,
@@ -121,6 +133,8 @@ pub struct Scenario {
     pub flushes: bool,
     /// Times that a leader goes on without L2.
     pub outages: u8,
+    /// Times that a leader voids all entries instead of what lookups would find.
+    pub voids: u8,
     /// Times that a generation is raised without an event.
     pub resyncs: u8,
     /// Audits of one entry.
@@ -146,6 +160,8 @@ impl Scenario {
         name: "plain",
         transactions: &[],
         on_change: OnChange::Refresh,
+        many: false,
+        links: 0,
         keys: 1,
         entities: 1,
         readers: 1,
@@ -159,6 +175,7 @@ impl Scenario {
         restarts: 0,
         flushes: false,
         outages: 0,
+        voids: 0,
         resyncs: 0,
         audits: 0,
         plants: 0,
@@ -188,6 +205,8 @@ impl Scenario {
         match change {
             Change::Put(k) | Change::Delete(k) => k == key,
             Change::Truncate(entity) => entity == self.entity(key),
+            Change::Move(from, to) => from == key || to == key,
+            Change::Linked { .. } | Change::Untie(_) => key == 0,
         }
     }
 
@@ -202,8 +221,50 @@ impl Scenario {
         changes.contains(&Change::Put(key)) || changes.contains(&Change::Delete(key))
     }
 
+    /// Whether transaction `i` needs a lookup.
+    pub fn is_looked_up(&self, i: u8) -> bool {
+        self.transactions[i as usize].changes.iter().any(|change| matches!(change, Change::Linked { .. }))
+    }
+
+    /// The links that stand once those of the first `count` transactions that are in `mask` took effect.
+    pub fn links(&self, count: u8, mask: u8) -> u8 {
+        let effective = (0..count).filter(|i| mask & 1 << i != 0);
+        effective.flat_map(|i| self.transactions[i as usize].changes).fold(self.links, |links, change| match change {
+            Change::Linked { makes, cuts, .. } => (links | makes) & !cuts,
+            Change::Untie(link) => links & !link,
+            _ => links,
+        })
+    }
+
+    /// Of an entry that is made of many rows: what can be seen of the transactions in it. What is linked no more cannot.
+    fn shown(&self, value: Value) -> Value {
+        let links = self.links(self.count(), value);
+        let shows = |change: &Change| !matches!(change, Change::Linked { through, .. } if links & through != *through);
+        let shows = |i: &u8| self.transactions[*i as usize].changes.iter().any(shows);
+        (0..self.count()).filter(|i| value & 1 << i != 0).filter(shows).fold(0, |mask, i| mask | 1 << i)
+    }
+
+    /// Whether a value is not what it would be with all that is in the other, too.
+    pub fn lacks(&self, value: Value, other: Value) -> bool {
+        if self.many { self.shown(value) != self.shown(value | other) } else { value < other }
+    }
+
+    /// Whether a value is another than Postgres returns.
+    pub fn differs(&self, value: Value, truth: Value) -> bool {
+        if self.many { self.shown(value) != self.shown(truth) } else { value != truth }
+    }
+
+    /// How many transactions there are up to the last one in a value.
+    pub fn last(&self, value: Value) -> u8 {
+        if self.many { (Value::BITS - value.leading_zeros()) as u8 } else { value }
+    }
+
     /// The key's value once those of the first `count` transactions that are in `mask` took effect.
     pub fn value(&self, key: usize, count: u8, mask: u8) -> Value {
+        if self.many {
+            let matters = |i: &u8| mask & 1 << i != 0 && self.transaction_touches(*i, key);
+            return (0..count).filter(matters).fold(0, |value, i| value | 1 << i);
+        }
         (0..count).rev().find(|&i| mask & 1 << i != 0 && self.transaction_touches(i, key)).map_or(0, |i| i + 1)
     }
 }

@@ -1,11 +1,17 @@
 //! What is to be done to a batch, in order: the heart of applying.
 
+use crate::leader::{Leader, Phase};
+use crate::lookups;
 use crate::rule::Rule;
 use crate::scenario::{Change, Lsn, OnChange, Scenario, Value, end, piece_label, uncommitted};
 
 /// One step of working a batch in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
+    /// Runs lookups on the primary.
+    Look,
+    /// Publishes nothing yet.
+    Hold,
     /// Raises the key's cell of the L1 fence of the leader's own instance.
     RaiseFence { key: usize, label: Lsn },
     /// Draws a generation for the entity, and sets it in L2's fence.
@@ -27,7 +33,7 @@ pub enum Work {
 impl Work {
     /// Whether this is one of an event's effects; once they are all there, the event was applied.
     pub fn is_effect(self) -> bool {
-        !matches!(self, Work::Feed | Work::MarkDone | Work::Advance)
+        !matches!(self, Work::Feed | Work::MarkDone | Work::Advance | Work::Hold)
     }
 
     fn drop_if_of(&mut self, entity: usize, s: &Scenario) {
@@ -39,9 +45,52 @@ impl Work {
     }
 }
 
-/// The work that the transactions `from..to` make: piece by piece if cut, else the last effect on each key. Without L2
-/// only the leader's own instance is told.
-pub fn work(s: &Scenario, from: u8, to: u8, cut: bool, with_l2: bool) -> Vec<Work> {
+/// The work that a leader's batch makes: piece by piece if cut, else the last effect on each key; then what lookups have
+/// found. Without L2 only the leader's own instance is told.
+pub fn work(s: &Scenario, leader: &Leader) -> Vec<Work> {
+    let Phase::Working { to, cut, void, found, .. } = leader.phase else { return Vec::new() };
+    let with_l2 = leader.with_l2;
+    if void {
+        let label = end(to);
+        let mut all = vec![Work::RaiseGeneration { entity: 0, label }, Work::RaiseLocal { entity: 0 }];
+        all.extend([Work::MarkDone, Work::Advance]);
+        all.retain(|w| with_l2 || matches!(w, Work::RaiseLocal { .. } | Work::Advance));
+        return all;
+    }
+    let mut all = events(s, leader.next, to, cut);
+    let looks_up = leader.looks_up(s, to);
+    if let Some(label) = lookups::label(found, cut) {
+        if s.keeps(Rule::FoundRaisesFence) {
+            all.insert(0, Work::RaiseFence { key: 0, label });
+        }
+        all.push(Work::Drop { key: 0, label });
+    }
+    if looks_up {
+        all.insert(0, Work::Look);
+    }
+    if leader.publishable(s, to).is_none() {
+        all.push(Work::Hold);
+    } else if s.feed && s.keeps(Rule::FeedBeforeDone) {
+        all.extend([Work::Feed, Work::MarkDone]);
+    } else if s.feed {
+        all.extend([Work::MarkDone, Work::Feed]);
+    } else {
+        all.extend([Work::MarkDone, Work::Advance]);
+    }
+    all.retain(|w| match w {
+        Work::RaiseFence { .. } => !s.feed && (with_l2 || s.keeps(Rule::OutageRaisesFences)),
+        Work::RaiseLocal { .. } => with_l2 || s.keeps(Rule::OutageRaisesGeneration),
+        Work::RaiseGeneration { .. } | Work::Put { .. } | Work::Drop { .. } | Work::MarkDone => with_l2,
+        Work::Look | Work::Hold | Work::Feed | Work::Advance => true,
+    });
+    delay(&mut all, s, Rule::FencesBeforeWatermark, |w| matches!(w, Work::RaiseFence { .. }));
+    delay(&mut all, s, Rule::GenerationBeforeWatermark, |w| matches!(w, Work::RaiseLocal { .. }));
+    delay(&mut all, s, Rule::GenerationBeforeConfirm, |w| matches!(w, Work::RaiseGeneration { .. }));
+    all
+}
+
+/// What the transactions `from..to` do by themselves.
+fn events(s: &Scenario, from: u8, to: u8, cut: bool) -> Vec<Work> {
     let mut fences = Vec::new();
     let mut raised = Vec::new();
     let mut effects: Vec<Work> = Vec::new();
@@ -50,8 +99,11 @@ pub fn work(s: &Scenario, from: u8, to: u8, cut: bool, with_l2: bool) -> Vec<Wor
         let label = if cut { piece_label(i) } else { end(i + 1) };
         let high = if cut { label } else { end(to) };
         for (n, &change) in changes.iter().enumerate() {
-            let key = match change {
-                Change::Put(key) | Change::Delete(key) => key,
+            let keys = match change {
+                Change::Put(key) | Change::Delete(key) => [Some(key), None],
+                Change::Move(from, to) => [Some(to), Some(from).filter(|_| s.keeps(Rule::MovedRowVoidsBoth))],
+                Change::Untie(_) => [Some(0), None],
+                Change::Linked { .. } => [None; 2],
                 Change::Truncate(entity) => {
                     let raise = [Work::RaiseGeneration { entity, label }, Work::RaiseLocal { entity }];
                     if !cut && s.keeps(Rule::TruncateDropsEarlier) {
@@ -66,44 +118,29 @@ pub fn work(s: &Scenario, from: u8, to: u8, cut: bool, with_l2: bool) -> Vec<Wor
                     continue;
                 }
             };
-            let drops = s.on_change == OnChange::Invalidate || matches!(change, Change::Delete(_));
-            let effect = if drops {
-                Work::Drop { key, label }
-            } else {
-                Work::Put { key, value: value_after(s, changes, i, n, key), label, high, split: cut }
-            };
-            let fence = Work::RaiseFence { key, label };
-            if cut {
-                effects.push(fence);
-            } else {
-                fences.retain(|w| !is_of(w, key));
-                fences.push(fence);
-                if s.keeps(Rule::Coalesced) {
-                    effects.retain(|w| !is_of(w, key));
+            for key in keys.into_iter().flatten() {
+                let drops = s.on_change == OnChange::Invalidate || matches!(change, Change::Delete(_));
+                let effect = if drops {
+                    Work::Drop { key, label }
+                } else {
+                    Work::Put { key, value: value_after(s, changes, i, n, key), label, high, split: cut }
+                };
+                let fence = Work::RaiseFence { key, label };
+                if cut {
+                    effects.push(fence);
+                } else {
+                    fences.retain(|w| !is_of(w, key));
+                    fences.push(fence);
+                    if s.keeps(Rule::Coalesced) {
+                        effects.retain(|w| !is_of(w, key));
+                    }
                 }
+                effects.push(effect);
             }
-            effects.push(effect);
         }
     }
     // Raised generations come first: what was planned before bears an older one, wherever it stood in the stream.
-    let mut all: Vec<Work> = fences.into_iter().chain(raised).chain(effects).collect();
-    if s.feed && s.keeps(Rule::FeedBeforeDone) {
-        all.extend([Work::Feed, Work::MarkDone]);
-    } else if s.feed {
-        all.extend([Work::MarkDone, Work::Feed]);
-    } else {
-        all.extend([Work::MarkDone, Work::Advance]);
-    }
-    all.retain(|w| match w {
-        Work::RaiseFence { .. } => !s.feed && (with_l2 || s.keeps(Rule::OutageRaisesFences)),
-        Work::RaiseLocal { .. } => with_l2 || s.keeps(Rule::OutageRaisesGeneration),
-        Work::RaiseGeneration { .. } | Work::Put { .. } | Work::Drop { .. } | Work::MarkDone => with_l2,
-        Work::Feed | Work::Advance => true,
-    });
-    delay(&mut all, s, Rule::FencesBeforeWatermark, |w| matches!(w, Work::RaiseFence { .. }));
-    delay(&mut all, s, Rule::GenerationBeforeWatermark, |w| matches!(w, Work::RaiseLocal { .. }));
-    delay(&mut all, s, Rule::GenerationBeforeConfirm, |w| matches!(w, Work::RaiseGeneration { .. }));
-    all
+    fences.into_iter().chain(raised).chain(effects).collect()
 }
 
 /// Without the rule, what is to be done early is done at the end.

@@ -5,6 +5,7 @@ use std::fmt;
 use crate::auditor::{self, AuditStep, Auditor};
 use crate::instance::{Instance, InstanceStep};
 use crate::leader::{self, Leader, LeaderStep, Phase, Who};
+use crate::lookups::Lookups;
 use crate::properties::{self, Violation};
 use crate::reader::{self, Reader, ReaderStep};
 use crate::redis::{Cell, Feed, Fence, Redis};
@@ -43,6 +44,7 @@ pub struct World {
     pub crashes: u8,
     pub restarts: u8,
     pub outages: u8,
+    pub voids: u8,
     pub resyncs: u8,
     pub plants: u8,
 }
@@ -89,6 +91,7 @@ impl World {
             planned: [1; ENTITIES],
             raising: None,
             next: 0,
+            lookups: Lookups::from(0),
             phase: Phase::Idle,
         };
         World {
@@ -111,6 +114,7 @@ impl World {
             crashes: s.crashes,
             restarts: s.restarts,
             outages: s.outages,
+            voids: s.voids,
             resyncs: s.resyncs,
             plants: s.plants,
         }
@@ -245,7 +249,11 @@ impl World {
     }
 
     /// Row locks are let go only when a transaction becomes visible: whoever writes the same key commits after that.
+    /// Different rows of one entry know no such order.
     fn locks_free(&self, s: &Scenario) -> bool {
+        if s.many {
+            return true;
+        }
         let touch = |i: u8, key: usize| s.transaction_touches(i, key);
         let shares_key = |i: &u8| (0..s.keys).any(|key| touch(self.committed, key) && touch(*i, key));
         (0..self.committed).filter(shares_key).all(|i| self.visible & 1 << i != 0)

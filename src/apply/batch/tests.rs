@@ -10,7 +10,7 @@ fn put(key: &str, value: &str) -> Effect {
 
 fn read(batch: &Batch, key: &str) -> (Label, String) {
     let op = &batch.ops[&HashedKey { hash: hash(key.as_bytes()), key: key.into() }];
-    match entry::decode(op.image.clone().unwrap().1.into()) {
+    match entry::decode(op.image.clone().unwrap().1.into(), usize::MAX) {
         entry::Stored::Entry(label, value) => (label, String::from_utf8(value.unwrap().to_vec()).unwrap()),
         other => panic!("{other:?}"),
     }

@@ -66,12 +66,21 @@ pub struct TierView {
     pub value: Option<Box<RawValue>>,
     /// How long what stands there still lives, in seconds.
     pub life_seconds: Option<f64>,
+    /// For how long the entry is past its ttl, in seconds; it may still be served, marked as stale.
+    #[serde(default)]
+    pub overdue_seconds: Option<f64>,
+    /// L2: whether the value is stored compressed.
+    #[serde(default)]
+    pub compressed: bool,
     /// L1: the last event on the entry's cell of the fence.
     pub cell: Option<Lsn>,
     /// L2: the fence.
     pub fence: Option<FenceView>,
     /// L2: whether it is read at all.
     pub trusted: Option<bool>,
+    /// The tags that the entry bears.
+    #[serde(default)]
+    pub tags: Vec<String>,
 }
 
 /// What Postgres holds.
@@ -125,9 +134,12 @@ impl TierView {
             split: false,
             value: None,
             life_seconds: None,
+            overdue_seconds: None,
+            compressed: false,
             cell: None,
             fence: None,
             trusted: None,
+            tags: Vec::new(),
         }
     }
 
@@ -247,7 +259,13 @@ impl fmt::Display for Explanation {
 
 impl TierView {
     fn write(&self, f: &mut fmt::Formatter<'_>, tier: &str) -> fmt::Result {
-        let life = self.life_seconds.map_or(String::new(), |life| format!(" for {life:.1} s more"));
+        let mut life = self.life_seconds.map_or(String::new(), |life| format!(" for {life:.1} s more"));
+        if let Some(past) = self.overdue_seconds {
+            life += &format!(", {past:.1} s past its ttl");
+        }
+        if self.compressed {
+            life += ", compressed";
+        }
         write!(f, "  {tier}         ")?;
         match (self.case, &self.labels) {
             (_, Some(l)) => {

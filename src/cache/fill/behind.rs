@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{Filler, MAX_KEYS};
+use super::{Filler, MAX_KEYS, most};
 use crate::cache::answer::ReadError;
 use crate::cache::rows::Found;
 use crate::entity::{Entity, EntryKey};
+use crate::lsn::Lsn;
 
 /// How often it is looked whether readers still need what there is.
 const POLL: Duration = Duration::from_millis(2);
@@ -39,6 +40,16 @@ impl Filler {
             }
             sleep(POLL).await;
         };
-        self.rows.read(entity, keys, &permit, self.hierarchy.watermark.restarted()).await
+        let since = self.hierarchy.watermark.restarted();
+        let mut found = Found { hi: Lsn::ZERO, values: Vec::with_capacity(keys.len()), refused: Vec::new() };
+        for keys in keys.chunks(most(entity)) {
+            let more = self.rows.read(entity, keys, &permit, since).await?;
+            if let Some((_, error)) = more.refused.into_iter().next() {
+                return Err(error);
+            }
+            found.hi = found.hi.max(more.hi);
+            found.values.extend(more.values);
+        }
+        Ok(found)
     }
 }

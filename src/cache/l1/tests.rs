@@ -1,7 +1,12 @@
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+
+use super::index::Index;
 use super::*;
+use crate::entity::{Definition, Entity, Shape};
 
 fn cached(key: &str, as_of: u64) -> Cached {
     Cached {
@@ -11,7 +16,12 @@ fn cached(key: &str, as_of: u64) -> Cached {
         as_of: Lsn::from_u64(as_of),
         hi: Lsn::from_u64(as_of),
         generation: Generation(1),
+        due: Due::NEVER,
         expires: Instant::now() + Duration::from_secs(3600),
+        tags: Box::default(),
+        checked: AtomicU64::new(0),
+        over: Instant::now() + Duration::from_secs(3600),
+        charge: Charge::default(),
     }
 }
 
@@ -41,11 +51,11 @@ fn walk(l1: &L1, entity: usize, limit: usize) -> BTreeSet<u64> {
 
 /// Everything in the index of all shards, duplicates included.
 fn noted(l1: &L1, entity: usize) -> usize {
-    l1.shards.iter().filter_map(OnceLock::get).map(|s| s.index.len(entity)).sum()
+    l1.parts[0].shards.iter().filter_map(OnceLock::get).map(|s| s.index.len(entity)).sum()
 }
 
 async fn settled(l1: &L1) {
-    for shard in l1.shards.iter().filter_map(OnceLock::get) {
+    for shard in l1.parts[0].shards.iter().filter_map(OnceLock::get) {
         shard.cache.wait().await.unwrap();
         shard.compact().await;
     }
@@ -64,7 +74,7 @@ async fn a_walk_meets_every_entry_of_its_entity_once() {
         assert!(walk(&l1, 1, limit).is_empty() && walk(&l1, 9, limit).is_empty());
     }
     for hash in walk(&l1, 2, 10) {
-        assert!(l1.peek(hash).is_some());
+        assert!(l1.peek(2, hash).is_some());
     }
 }
 
@@ -78,7 +88,7 @@ async fn the_index_stays_within_twice_what_is_held() {
         fill(&l1, 0, 0..500);
         fill(&l1, 1, 1000 + round * 400..1000 + (round + 1) * 400);
         // Inserts go on while it is compacted, but not for ever.
-        while l1.shards.iter().filter_map(OnceLock::get).any(|s| s.index.is_compacting()) {
+        while l1.parts[0].shards.iter().filter_map(OnceLock::get).any(|s| s.index.is_compacting()) {
             tokio::task::yield_now().await;
         }
         held = held.max(l1.len());
@@ -101,7 +111,7 @@ fn compacting_and_writing_do_not_wait_for_each_other() {
     let _inside = runtime.enter();
     let l1 = L1::new(1 << 20);
     fill(&l1, 0, 0..500);
-    let shard = l1.shards[0].get().unwrap().clone();
+    let shard = l1.parts[0].shards[0].get().unwrap().clone();
     let (done, ended) = std::sync::mpsc::channel();
     let (writer, written) = (shard.clone(), done.clone());
     runtime.spawn(async move {
@@ -161,19 +171,71 @@ async fn an_invalidated_cell_takes_nothing_that_was_fetched_before() {
     let l1 = L1::new(1 << 20);
     fill(&l1, 0, 0..1);
     let (one, generation) = (hash(0), Generation(1));
-    let held = l1.peek(one).unwrap();
+    let held = l1.peek(0, one).unwrap();
     assert_eq!(l1.judge(one, &held, generation), Ok(()));
     assert_eq!(l1.judge(one, &held, Generation(2)), Err(Unservable::Generation));
-    l1.invalidate(one, Lsn::from_u64(7)).await;
+    l1.invalidate(0, one, Lsn::from_u64(7)).await;
     assert_eq!(l1.judge(one, &held, generation), Err(Unservable::Fenced));
-    assert!(l1.peek(one).is_none());
+    assert!(l1.peek(0, one).is_none());
     // A reader that had it from L2 just before.
     l1.insert(0, one, cached("product:0", 7));
-    assert!(l1.peek(one).is_none());
+    assert!(l1.peek(0, one).is_none());
     l1.insert(0, one, cached("product:0", 8));
-    assert!(l1.peek(one).is_some_and(|cached| l1.judge(one, &cached, generation).is_ok()));
-    let late = Cached { expires: Instant::now(), ..cached("product:0", 8) };
+    assert!(l1.peek(0, one).is_some_and(|cached| l1.judge(one, &cached, generation).is_ok()));
+    let late = Cached { over: Instant::now(), ..cached("product:0", 8) };
     assert_eq!(l1.judge(one, &late, generation), Err(Unservable::Expired));
+}
+
+#[tokio::test]
+async fn a_part_of_its_own_neither_evicts_nor_is_evicted() {
+    let l1 = L1::with_parts(1 << 20, &[None, Some(1 << 20), None]);
+    fill(&l1, 1, 0..300);
+    let hot = |l1: &L1| (0..300).filter(|n| l1.peek(1, hash(*n)).is_some()).count();
+    assert_eq!(hot(&l1), 300);
+    // Many times what fits, of entities that share the other part; and then of this one.
+    fill(&l1, 0, 1000..9000);
+    fill(&l1, 2, 40_000..44_000);
+    for shard in l1.parts.iter().flat_map(|part| &part.shards).filter_map(OnceLock::get) {
+        shard.cache.wait().await.unwrap();
+    }
+    assert_eq!(hot(&l1), 300, "others have evicted it");
+    let fullness = l1.fullness();
+    let [(None, shared), (Some(1), own)] = fullness[..] else { panic!("{fullness:?}") };
+    assert!(shared.size <= shared.max_size && shared.size > shared.max_size / 2, "{shared:?}");
+    assert_eq!((own.entries, own.max_size, l1.len()), (300, 1 << 20, 300 + shared.entries));
+    assert!((300 * 200..300 * 1000).contains(&own.size), "{own:?}");
+    let others = (1000..9000).filter(|n| l1.peek(0, hash(*n)).is_some()).count();
+    fill(&l1, 1, 60_000..66_000);
+    assert_eq!((1000..9000).filter(|n| l1.peek(0, hash(*n)).is_some()).count(), others, "it has evicted others");
+}
+
+#[tokio::test]
+async fn what_is_over_is_removed_and_its_memory_given_back() {
+    let l1 = L1::new(8 << 20);
+    let shape = Shape::unknown(0);
+    let entity = Entity::new(0, Definition::rows("product", "public", "products"), "", shape);
+    entity.raise(Generation(1));
+    fill(&l1, 0, 0..1000);
+    for n in 0..600 {
+        let over = Instant::now();
+        l1.insert(0, hash(n), Cached { over, ..cached(&format!("product:{n}"), 5) });
+    }
+    let before = l1.fullness()[0].1;
+    assert_eq!(before.entries, 1000);
+    let (mut expired, mut place) = (0, Some(Place::default()));
+    while let Some(from) = place {
+        let (found, next) = l1.expire(&entity, from, 64).await;
+        (expired, place) = (expired + found, next);
+    }
+    assert_eq!(expired, 600);
+    // Removals are carried out beside.
+    for shard in l1.parts[0].shards.iter().filter_map(OnceLock::get) {
+        shard.cache.wait().await.unwrap();
+    }
+    let after = l1.fullness()[0].1;
+    assert_eq!(after.entries, 400);
+    assert!(after.size < before.size / 2, "{before:?}, {after:?}");
+    assert!((0..1000).all(|n| l1.peek(0, hash(n)).is_some() == (n >= 600)));
 }
 
 /// Not run by default: it measures. `cargo test --release --lib l1::tests::cost -- --ignored --nocapture`

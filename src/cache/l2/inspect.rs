@@ -64,7 +64,7 @@ impl L2 {
     /// If L2 is away or not trusted.
     pub async fn scan(&self, start: &str, cursor: u64, count: usize) -> Result<(u64, Vec<Bytes>), L2Error> {
         let mut connection = self.connection()?;
-        let pattern = pattern(start);
+        let pattern = pattern(start.as_bytes());
         let cmd = redis::cmd("SCAN").arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(count).take();
         let answer = self.judge(connection.send_packed_command(&cmd).await.and_then(Value::extract_error))?;
         let Value::Array(parts) = answer else { return Err(L2Error::Form) };
@@ -136,15 +136,15 @@ impl L2 {
 }
 
 /// The glob of keys that begin with `start`.
-fn pattern(start: &str) -> String {
-    let mut pattern = String::with_capacity(start.len() + 1);
-    for c in start.chars() {
-        if matches!(c, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
-            pattern.push('\\');
+pub(super) fn pattern(start: &[u8]) -> Vec<u8> {
+    let mut pattern = Vec::with_capacity(start.len() + 1);
+    for byte in start {
+        if matches!(byte, b'*' | b'?' | b'[' | b']' | b'\\' | b'^' | b'-') {
+            pattern.push(b'\\');
         }
-        pattern.push(c);
+        pattern.push(*byte);
     }
-    pattern.push('*');
+    pattern.push(b'*');
     pattern
 }
 
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_prefix_is_meant_literally() {
-        assert_eq!(pattern("product:"), "product:*");
-        assert_eq!(pattern("a*[b]?\\:"), "a\\*\\[b\\]\\?\\\\:*");
+        assert_eq!(pattern(b"product:"), b"product:*");
+        assert_eq!(pattern(b"a*[b]?\\:"), b"a\\*\\[b\\]\\?\\\\:*");
     }
 }

@@ -38,9 +38,17 @@ pub(super) fn check(table: &Table, by: &[By<'_>], findings: &mut Findings) {
 fn check_filter(table: &Table, by: &[By<'_>], filter: &str, findings: &mut Findings) {
     let name = &table.name;
     let Some((publication, listed)) = by.iter().find(|(_, listed)| listed.row_filter.is_some()) else { return };
+    let sql = again(publication, table, listed.has_list.then_some(listed.columns.as_ref()).flatten(), None);
+    if table.of_query {
+        let what = format!(
+            "publishes {name}, which a query depends on, only where {filter}: changes of other rows void nothing"
+        );
+        let remedy = "publish the table without a filter";
+        findings.add(Finding::error("publication_row_filter", publication.subject(), what, remedy).sql(sql));
+        return;
+    }
     let what = format!("publishes {name} only where {filter}: other rows are none of the entity's, and read as absent");
     let remedy = "nothing, if that is meant; else publish the table without a filter";
-    let sql = again(publication, table, listed.has_list.then_some(listed.columns.as_ref()).flatten(), None);
     findings.add(Finding::warning("publication_row_filter", publication.subject(), what, remedy).sql(sql));
     let reads = |column: &String| by.iter().any(|(_, listed)| listed.filter_columns.contains(column));
     let unreadable: Vec<&str> = table.unreadable.iter().filter(|c| reads(c)).map(String::as_str).collect();
@@ -103,7 +111,8 @@ fn check_columns(table: &Table, publication: &Publication, listed: &Listed, find
     };
     let keys = lacking(&table.key_columns);
     if !keys.is_empty() {
-        let what = format!("publishes {name} without column(s) {} of the key", keys.join(", "));
+        let of = if table.of_query { "that a query's depends_on names" } else { "of the key" };
+        let what = format!("publishes {name} without column(s) {} {of}", keys.join(", "));
         let remedy = "publish the table without a column list, or add them to it";
         findings.add(Finding::error("publication_columns", publication.subject(), what, remedy).sql(with(&keys)));
         return;

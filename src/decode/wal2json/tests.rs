@@ -44,6 +44,7 @@ fn shape(tables: Vec<StreamedTable>) -> Shape {
         version: 0,
         published: Default::default(),
         tables,
+        query: None,
     }
 }
 

@@ -11,6 +11,7 @@ fn entity(id: usize, name: &str, key: Vec<KeyColumn>) -> Arc<Entity> {
     let shape = Shape {
         table_oid: 1,
         tables: Vec::new(),
+        query: None,
         columns: vec![],
         key,
         whole_row: true,
@@ -33,13 +34,17 @@ fn planner() -> CommandPlanner {
 
 /// What a message does, in words: `- p:product:42`, `discard 0`, `warm p:product:42`, `Invalidate BadKey`.
 fn planned(content: &str) -> Vec<String> {
-    let Commanded { effects, warm, verdicts } = planner().plan(content.as_bytes());
+    let Commanded { effects, warm, warm_all, verdicts } = planner().plan(content.as_bytes());
     let effects = effects.into_iter().map(|effect| match effect {
         Effect::Delete { key, cause: Cause::Command, .. } => format!("- {}", String::from_utf8(key).unwrap()),
         Effect::Discard { entity, cause: Cause::Command } => format!("discard {entity}"),
+        Effect::Void(Void::Tag(cell)) => format!("tag {}", cell.index()),
+        Effect::Void(Void::Pattern { entity, glob }) => format!("void {entity} {}", glob.text()),
+        Effect::Void(Void::Entity { entity }) => format!("void {entity}"),
         other => panic!("{other:?}"),
     });
     let warm = warm.into_iter().map(|(_, key)| format!("warm {}", key.redis()));
+    let warm = warm.chain(warm_all.into_iter().map(|id| format!("warm all of {id}")));
     let refused = verdicts.into_iter().filter(|(_, verdict)| *verdict != Verdict::Planned);
     effects.chain(warm).chain(refused.map(|(kind, verdict)| format!("{kind:?} {verdict:?}"))).collect()
 }
@@ -77,6 +82,23 @@ fn what_can_be_no_key_is_refused_alone() {
 }
 
 #[test]
+fn tags_and_patterns_void_what_they_reach() {
+    let tag = |text: &str| format!("tag {}", Cell::of(text).index());
+    assert_eq!(planned(r#"{"invalidate":{"tag":"a"}}"#), [tag("a")]);
+    assert_eq!(planned(r#"{"invalidate":{"tags":["a","b"],"tag":"c"}}"#), [tag("a"), tag("b"), tag("c")]);
+    assert_eq!(planned(r#"{"tag":"a"}"#), [tag("a")]);
+    assert_eq!(planned(r#"[{"tag":["a","\u0062"]}]"#), [tag("a"), tag("b")]);
+    assert_eq!(planned(r#"{"invalidate":{"pattern":"line:7,*"}}"#), ["void 1 line:7,*"]);
+    assert_eq!(planned(r#"{"invalidate":{"pattern":"line:*"}}"#), ["void 1"]);
+    assert_eq!(
+        planned(r#"{"invalidate":{"patterns":["p*:1","flag:t"]}}"#),
+        ["void 0 p*:1", "void 2 p*:1", "void 3 flag:t"]
+    );
+    assert_eq!(planned(r#"{"invalidate":{"pattern":"*"}}"#), ["void 0", "void 1", "void 2", "void 3"]);
+    assert!(planned(r#"{"invalidate":{"tags":[]}}"#).is_empty());
+}
+
+#[test]
 fn several_commands_in_one_message() {
     let message = r#" [{"invalidate":{"entity":"product","keys":[1,2],"key":3}},
         {"warm":{"entity":"product","keys":[1,"02"]},"invalidate":{"entity":"line"}},
@@ -101,9 +123,23 @@ fn nothing_that_is_misspelled_means_a_whole_entity() {
         (r#"{"invalidate":"product"}"#, "Invalidate Malformed"),
         (r#"{"invalidate":{"entity":"Product"}}"#, "Invalidate UnknownEntity"),
         (r#"{"invalidate":{"entity":"product","tag":"x"}}"#, "Invalidate Malformed"),
-        (r#"{"invalidate":{"tag":"x"}}"#, "Invalidate NoTags"),
-        (r#"{"tag":{"entity":"product","key":1,"tags":["x"]}}"#, "Tag NoTags"),
-        (r#"{"warm":{"entity":"product"}}"#, "Warm Malformed"),
+        (r#"{"invalidate":{"tag":7}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{"tag":""}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{"tags":["x",null]}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{"tag":"x","key":1}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{"tag":"x","pattern":"product:*"}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{"pattern":"product:*","entity":"product"}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{"pattern":7}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{"pattern":""}}"#, "Pattern BadPattern"),
+        (r#"{"invalidate":{"pattern":"nothing:*"}}"#, "Pattern UnknownEntity"),
+        (r#"{"invalidate":{"pattern":"product"}}"#, "Pattern UnknownEntity"),
+        (r#"{"warm":{"tag":"x"}}"#, "Warm Malformed"),
+        (r#"{"warm":{"pattern":"product:*"}}"#, "Warm Malformed"),
+        (r#"{"tag":{"entity":"product","key":1,"tags":["x"]}}"#, "Tag Malformed"),
+        (r#"{"tag":["x",""]}"#, "Tag Malformed"),
+        (r#"{"tag":null}"#, "Tag Malformed"),
+        (r#"{"warm":{"entity":"product"}}"#, "warm all of 0"),
+        (r#"{"warm":{"entity":"product","where":"true"}}"#, "Warm Malformed"),
         (r#"{"warm":{"entity":"nothing","key":1}}"#, "Warm UnknownEntity"),
         (r#"{"drop":{"entity":"product"}}"#, "Unknown Malformed"),
         ("{}", "Unknown Malformed"),
@@ -122,9 +158,10 @@ fn nothing_that_is_misspelled_means_a_whole_entity() {
 proptest! {
     #[test]
     fn arbitrary_text_never_panics(
-        text in "(\\{|\\}|\\[|\\]|\"|:|,|7|null|\\\\u00|invalidate|warm|entity|keys?|product|line| ){0,40}",
+        text in "(\\{|\\}|\\[|\\]|\"|:|,|7|null|\\\\u00|invalidate|warm|entity|keys?|product|line|tags?|pattern|\\*| ){0,40}",
     ) {
-        let Commanded { effects, warm, verdicts } = planner().plan(text.as_bytes());
-        prop_assert!(effects.len() + warm.len() <= text.len() && verdicts.len() <= text.len() + 1);
+        let Commanded { effects, warm, warm_all, verdicts } = planner().plan(text.as_bytes());
+        // A pattern may reach each of the four entities.
+        prop_assert!(effects.len() + warm.len() + warm_all.len() <= 4 * text.len() && verdicts.len() <= text.len() + 1);
     }
 }

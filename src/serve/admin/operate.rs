@@ -1,17 +1,20 @@
 //! What operators ask for: explain an entry, verify entries, make entries unservable.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use futures_util::Stream;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use warp::http::HeaderMap;
 use warp::http::header::CONTENT_TYPE;
 
 use super::super::problem::Problem;
 use super::super::{Limits, batch};
+use super::warm::Warm;
 use crate::entity::{Entity, EntryKey, Generation};
 
 /// Entries of one request at most: it must not take long.
@@ -30,14 +33,17 @@ pub enum Refusal {
     Malformed(String),
     /// It was begun.
     Failed(String),
+    /// Something else is under way that it does not go together with.
+    Conflict(String),
 }
 
 impl Refusal {
-    fn into_problem(self) -> Problem {
+    pub(super) fn into_problem(self) -> Problem {
         match self {
             Refusal::Starting(detail) => Problem::not_now("starting", "Starting", detail),
             Refusal::NotLeading(detail) => Problem::not_now("not-leading", "Not leading", detail),
             Refusal::Malformed(detail) => Problem::malformed_body(detail),
+            Refusal::Conflict(detail) => Problem::conflict(detail),
             Refusal::Failed(detail) => Problem::not_now("not-done", "Not carried out", detail),
         }
     }
@@ -77,11 +83,33 @@ pub trait Operate: Send + Sync + 'static {
     /// Makes everything unservable that is cached of an entity, or of all; says in which generation they are now.
     fn resync(&self, entity: Option<usize>) -> impl Future<Output = Result<Generation, Refusal>> + Send;
 
+    /// Carries out a command of the form that applications write into the log; with `dry_run`, only counts what it would make
+    /// unservable. Gives the answer as JSON, and whether it is done: else it is written, and may not be applied yet.
+    fn invalidate(&self, command: &str, dry_run: bool) -> impl Future<Output = Result<(Bytes, bool), Refusal>> + Send;
+
     /// Compares entries with Postgres; gives the report as JSON.
     fn verify(&self, entity: &Arc<Entity>, verify: Verify) -> impl Future<Output = Result<Bytes, Refusal>> + Send;
 
     /// Explains an entry; gives the explanation as JSON.
     fn explain(&self, entity: &Arc<Entity>, key: &EntryKey) -> impl Future<Output = Result<Bytes, Refusal>> + Send;
+
+    /// Events that were applied, and what they did to entries of an entity, or of all: from number `from` on, or from now
+    /// on. Waits for some, for some seconds; gives them as JSON.
+    fn tap(&self, entity: Option<usize>, from: Option<u64>) -> impl Future<Output = Result<Bytes, Refusal>> + Send;
+    /// Begins to warm an entity; gives the progress as JSON.
+    fn warm(&self, entity: &Arc<Entity>, warm: Warm) -> impl Future<Output = Result<Bytes, Refusal>> + Send;
+
+    /// Ends the warming of an entity; gives the progress as JSON.
+    ///
+    /// # Errors
+    /// If it is not being warmed.
+    fn cancel_warming(&self, entity: &Arc<Entity>) -> Result<Bytes, Refusal>;
+
+    /// The progress of all warming as JSON: `{"jobs":[..]}`.
+    ///
+    /// # Errors
+    /// [`Refusal::Starting`].
+    fn warming(&self) -> Result<Bytes, Refusal>;
 }
 
 #[derive(Deserialize)]
@@ -115,6 +143,22 @@ pub(super) async fn explain<O: Operate>(operator: &O, path: &str) -> Result<Byte
     let entity = find(operator, name)?;
     let key = entity.key(segment).map_err(|error| Problem::key(&error))?;
     operator.explain(entity, &key).await.map_err(Refusal::into_problem)
+}
+
+/// `GET /v1/tap`, with the parameters `entity` and `from`.
+pub(super) async fn tap<O: Operate>(operator: &O, query: &str) -> Result<Bytes, Problem> {
+    let (mut entity, mut from) = (None, None);
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=') {
+            Some(("entity", name)) => entity = Some(find(operator, name)?.id),
+            Some(("from", number)) => {
+                let number = number.parse();
+                from = Some(number.map_err(|_| Problem::malformed_query("from must be the \"next\" of an answer"))?);
+            }
+            _ => return Err(Problem::malformed_query("the parameters are entity and from")),
+        }
+    }
+    operator.tap(entity, from).await.map_err(Refusal::into_problem)
 }
 
 /// `POST /v1/verify`.
@@ -154,7 +198,27 @@ pub(super) async fn resync<O: Operate>(
     Ok(json!({ "entity": entity.map(|entity| &entity.name), "generation": generation.0 }))
 }
 
-fn find<'a, O: Operate>(operator: &'a O, name: &str) -> Result<&'a Arc<Entity>, Problem> {
+/// `POST /v1/invalidate`: what is in the body beside `dry_run` is what an application would say.
+pub(super) async fn invalidate<O: Operate>(
+    operator: &O,
+    request: &HeaderMap,
+    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+    limits: &Limits,
+) -> Result<(Bytes, bool), Problem> {
+    // As they are written: the scale of a number may matter.
+    let mut body: BTreeMap<String, Box<RawValue>> = read(request, body, limits, "an object").await?;
+    let dry_run = match body.remove("dry_run").as_deref().map(RawValue::get) {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => return Err(Problem::malformed_body("dry_run must be true or false")),
+    };
+    // A map of strings to JSON always serializes.
+    let target = serde_json::to_string(&body).unwrap_or_default();
+    let command = format!("{{\"invalidate\":{target}}}");
+    operator.invalidate(&command, dry_run).await.map_err(Refusal::into_problem)
+}
+
+pub(super) fn find<'a, O: Operate>(operator: &'a O, name: &str) -> Result<&'a Arc<Entity>, Problem> {
     let entities = operator.entities().map_err(Refusal::into_problem)?;
     entities.iter().find(|entity| entity.name == name).ok_or_else(|| {
         let known: Vec<String> = entities.iter().map(|entity| entity.name.clone()).collect();
@@ -163,7 +227,7 @@ fn find<'a, O: Operate>(operator: &'a O, name: &str) -> Result<&'a Arc<Entity>, 
 }
 
 /// Reads a body that says that it is JSON: a page in an operator's browser can send other types to anywhere.
-async fn read<T: DeserializeOwned>(
+pub(super) async fn read<T: DeserializeOwned>(
     request: &HeaderMap,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
     limits: &Limits,

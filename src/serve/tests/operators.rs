@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::entity::Generation;
-use crate::serve::admin::{Admin, Health, Operate, Refusal, Verify, VerifyScope, service};
+use crate::serve::admin::{Admin, Health, Operate, Refusal, Verify, VerifyScope, Warm, service};
 
 struct Fixed(Result<(), Vec<String>>);
 
@@ -88,8 +88,37 @@ impl Operate for Echo {
         Ok(json!({ "entity": entity.name, "scope": scope, "repair": repair }).to_string().into())
     }
 
+    async fn invalidate(&self, command: &str, dry_run: bool) -> Result<(Bytes, bool), Refusal> {
+        if command.contains("bad") {
+            return Err(Refusal::Malformed("no key".into()));
+        }
+        let done = self.0 == State::Leading;
+        Ok((json!({ "command": command, "dry_run": dry_run }).to_string().into(), done))
+    }
+
     async fn explain(&self, entity: &Arc<Entity>, key: &EntryKey) -> Result<Bytes, Refusal> {
         Ok(json!({ "entity": entity.name, "key": key.key() }).to_string().into())
+    }
+
+    async fn tap(&self, entity: Option<usize>, from: Option<u64>) -> Result<Bytes, Refusal> {
+        self.leading()?;
+        Ok(json!({ "entity": entity, "from": from }).to_string().into())
+    }
+
+    async fn warm(&self, entity: &Arc<Entity>, warm: Warm) -> Result<Bytes, Refusal> {
+        self.leading()?;
+        if entity.name == "pair" {
+            return Err(Refusal::Conflict("under way".into()));
+        }
+        Ok(format!("{} {warm:?}", entity.name).into())
+    }
+
+    fn cancel_warming(&self, entity: &Arc<Entity>) -> Result<Bytes, Refusal> {
+        Ok(format!("cancel {}", entity.name).into())
+    }
+
+    fn warming(&self) -> Result<Bytes, Refusal> {
+        self.entities().map(|_| "{\"jobs\":[]}".into())
     }
 }
 
@@ -183,10 +212,27 @@ async fn resync_is_of_one_entity_or_of_all() {
     assert!(got.headers.contains_key("retry-after"));
 }
 
+#[tokio::test]
+async fn what_is_invalidated_is_handed_on_as_it_is_written() {
+    for (body, command, dry_run) in [
+        (r#"{"entity":"note","keys":["a",10.50]}"#, r#"{"invalidate":{"entity":"note","keys":["a",10.50]}}"#, false),
+        (r#"{"tag":"x","dry_run":true}"#, r#"{"invalidate":{"tag":"x"}}"#, true),
+        (r#"{"dry_run":false,"pattern":"note:*"}"#, r#"{"invalidate":{"pattern":"note:*"}}"#, false),
+    ] {
+        let got = post(State::Leading, "/v1/invalidate", body).await;
+        assert_eq!((got.status, got.json()), (200, json!({ "command": command, "dry_run": dry_run })), "{body}");
+        // Whoever follows can write it, too, and cannot tell whether it was applied.
+        assert_eq!(post(State::Following, "/v1/invalidate", body).await.status, 202);
+    }
+    for body in ["", "[]", "7", r#"{"tag":"x","dry_run":1}"#, r#"{"tag":"bad"}"#] {
+        post(State::Leading, "/v1/invalidate", body).await.is_problem(400, "malformed-body");
+    }
+}
+
 /// A page in an operator's browser can have a form sent to anywhere: it must not do anything here.
 #[tokio::test]
 async fn nothing_is_done_for_what_is_not_declared_as_json() {
-    for path in ["/v1/resync", "/v1/verify"] {
+    for path in ["/v1/resync", "/v1/verify", "/v1/invalidate"] {
         for headers in
             [&[][..], &[("content-type", "text/plain")], &[("content-type", "application/x-www-form-urlencoded")]]
         {
@@ -200,4 +246,65 @@ async fn nothing_is_done_for_what_is_not_declared_as_json() {
     let got = ask_of(service(&routes(Ok(()), State::Leading)), "POST", "/v1/explain/note/a", &[], "").await;
     got.is_problem(405, "method-not-allowed");
     assert_eq!(got.headers["allow"], "GET, HEAD");
+}
+
+#[tokio::test]
+async fn the_tap_reads_its_parameters() {
+    let ask = async |state, query: &str| {
+        ask_of(service(&routes(Ok(()), state)), "GET", &format!("/v1/tap{query}"), &[], "").await
+    };
+    for (query, wanted) in [
+        ("", json!({ "entity": null, "from": null })),
+        ("?", json!({ "entity": null, "from": null })),
+        ("?entity=pair&from=7", json!({ "entity": 1, "from": 7 })),
+    ] {
+        let got = ask(State::Leading, query).await;
+        assert_eq!((got.status, got.json()), (200, wanted), "{query}");
+    }
+    for (state, query, status) in [
+        (State::Leading, "?from=-1", 400),
+        (State::Leading, "?entity", 400),
+        (State::Leading, "?entity=none", 404),
+        (State::Following, "", 503),
+    ] {
+        assert_eq!(ask(state, query).await.status, status, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn warming_is_begun_ended_and_told() {
+    for (body, answer) in [
+        (r#"{"entity":"note"}"#, "note Warm { condition: None, keys: None, order: None, limit: None, rate: None }"),
+        (
+            r#"{"entity":"note","where":"n > 1","order":"desc","limit":5,"rate":100000}"#,
+            "note Warm { condition: Some(\"n > 1\"), keys: None, order: Some(Desc), limit: Some(5), rate: Some(100000) }",
+        ),
+        (r#"{"entity":"note","cancel":true}"#, "cancel note"),
+    ] {
+        let got = post(State::Leading, "/v1/warm", body).await;
+        assert_eq!((got.status, std::str::from_utf8(&got.body).unwrap()), (200, answer), "{body}");
+    }
+    for body in [
+        "",
+        "{}",
+        r#"{"entity":"note","limit":0}"#,
+        r#"{"entity":"note","limit":-1}"#,
+        r#"{"entity":"note","rate":0}"#,
+        r#"{"entity":"note","rate":100001}"#,
+        r#"{"entity":"note","where":" "}"#,
+        r#"{"entity":"note","where":"true","keys":"select 1"}"#,
+        r#"{"entity":"note","order":"random"}"#,
+        r#"{"entity":"note","key":1}"#,
+    ] {
+        post(State::Leading, "/v1/warm", body).await.is_problem(400, "malformed-body");
+    }
+    post(State::Leading, "/v1/warm", r#"{"entity":"nothing"}"#).await.is_problem(404, "unknown-entity");
+    post(State::Leading, "/v1/warm", r#"{"entity":"pair"}"#).await.is_problem(409, "conflict");
+    post(State::Following, "/v1/warm", r#"{"entity":"note"}"#).await.is_problem(503, "not-leading");
+    let get = |state| ask_of(service(&routes(Ok(()), state)), "GET", "/v1/warm", &[], "");
+    assert_eq!(get(State::Following).await.json(), json!({"jobs": []}));
+    get(State::Starting).await.is_problem(503, "starting");
+    let got = ask_of(service(&routes(Ok(()), State::Leading)), "PUT", "/v1/warm", &[], "").await;
+    got.is_problem(405, "method-not-allowed");
+    assert_eq!(got.headers["allow"], "GET, HEAD, POST");
 }

@@ -1,7 +1,7 @@
 //! Tables and schemas that are renamed, moved, swapped, dropped and made again.
 
 use super::{BOTH, Noticed, refused, stands};
-use crate::harness::{Entity, Scene, Stage};
+use crate::harness::{Entity, Scene, Stage, eventually_within};
 
 const SCHEMA: &str = "CREATE SCHEMA shop; CREATE SCHEMA spare;
     CREATE TABLE shop.items (id int PRIMARY KEY, name text);
@@ -65,6 +65,7 @@ async fn a_schema_that_is_renamed() {
         // Nobody serves this, and nobody minds.
         scene.write("UPDATE store.items SET name = 'ONE' WHERE id = 1; DELETE FROM store.items WHERE id = 2").await;
         noticed.change(&scene, "ALTER SCHEMA store RENAME TO shop", "item/1", |r| r.status == 200).await;
+        stands(&scene, "other", "cached", "").await;
         scene.verify().await;
     }
 }
@@ -89,6 +90,14 @@ async fn tables_and_schemas_that_are_swapped() {
                     scene.get(absent).await;
                 }
                 noticed.change(&scene, swap, "item/1", |r| r.status == 200 && r.json()["name"] == wanted).await;
+                // Entities are looked up one after the other.
+                let others = scene.sql.query_one("SELECT count(*) FROM shop.others", &[]).await.unwrap();
+                let status = if others.get::<_, i64>(0) > 0 { 200 } else { 404 };
+                eventually_within(super::BOUND, "notice it for the other entity", || async {
+                    let response = scene.get("other/1").await;
+                    if response.status == status { Ok(()) } else { Err(format!("{response:?}")) }
+                })
+                .await;
                 scene.verify().await;
                 // What comes of either table, whichever name it has now.
                 scene

@@ -4,11 +4,7 @@ use std::fmt::Write;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::OnceCell;
-use tokio_postgres::error::SqlState;
 use toml::{Table, Value};
-
-use super::Stage;
 
 /// The output plugin that the whole run is with: `WALCACHE_TEST_PLUGIN`, or pgoutput.
 ///
@@ -35,26 +31,6 @@ pub fn needs_publications(test: &str) -> bool {
     skipped
 }
 
-/// Whether a test is about wal2json, and the servers of this run are without it. It says so. A run that is to be with that
-/// plugin fails instead.
-pub async fn needs_wal2json(test: &str) -> bool {
-    static MISSING: OnceCell<bool> = OnceCell::const_new();
-    let missing = MISSING.get_or_init(|| async {
-        let sql = Stage::shared("has_wal2json").await.sql().await;
-        let probe = "SELECT pg_create_logical_replication_slot('has_wal2json', 'wal2json', true)";
-        match sql.execute(probe, &[]).await {
-            Ok(_) => false,
-            Err(e) if e.code() == Some(&SqlState::UNDEFINED_FILE) => true,
-            Err(e) => panic!("{e}: {:?}", e.as_db_error()),
-        }
-    });
-    let skipped = plugin() != "wal2json" && *missing.await;
-    if skipped {
-        println!("SKIPPED: {test} needs wal2json, which this Postgres lacks");
-    }
-    skipped
-}
-
 /// A configuration in the making; [`Config::to_toml`] is what a user would write.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -66,6 +42,8 @@ pub struct Config {
 #[derive(Debug, Clone)]
 pub struct Entity {
     table: Table,
+    /// What makes it a query, as it is written.
+    query: Option<String>,
 }
 
 impl Config {
@@ -118,16 +96,39 @@ impl Config {
     pub fn to_toml(&self) -> String {
         let mut text = self.table.to_string();
         for entity in &self.entities {
-            write!(text, "\n[[entity]]\n{}", entity.table).expect("a String takes everything");
+            text.push_str("\n[[entity]]\n");
+            for (key, value) in &entity.table {
+                // Values as they stand on one line: a table of a table would need a heading.
+                writeln!(text, "{key} = {value}").expect("a String takes everything");
+            }
+            text.push_str(entity.query.as_deref().unwrap_or_default());
+            text.push('\n');
         }
         text
     }
 }
 
 impl Entity {
-    /// The rows of `table` (`public.products`) as entity `name`.
+    /// The rows of `table` (`public.products`) as entity `name`. What is read most is not warmed, or else tests that
+    /// look at what is cached would see entries that they have not read.
     pub fn new(name: &str, table: &str) -> Self {
-        Entity { table: Table::new() }.set("name", name).set("table", table)
+        Entity { table: Table::new(), query: None }.set("name", name).set("table", table).set("hot_set", 0)
+    }
+
+    /// The results of a query as entity `name`: `params`, `query` and `depends_on` as they are written in the file.
+    pub fn query(name: &str, text: &str) -> Self {
+        Entity { table: Table::new(), query: Some(text.to_owned()) }.set("name", name).set("hot_set", 0)
+    }
+
+    /// What makes it a query, if it is one.
+    pub fn as_query(&self) -> Option<Table> {
+        self.query.as_ref().map(|text| text.parse().expect("the query's part is TOML"))
+    }
+
+    /// An entity as it stands in a configuration file, without its header.
+    pub fn written(toml: &str) -> Self {
+        let table = toml.parse().unwrap_or_else(|e| panic!("{e}: {toml}"));
+        Entity { table, query: None }.set("hot_set", 0)
     }
 
     /// Sets a key of the entity, such as `("on_change", "invalidate")`.

@@ -59,8 +59,8 @@ impl Hidden {
     }
 }
 
-/// Makes commits wait for this standby.
-async fn wait_for(sql: &Client, standby: &str) {
+/// Makes commits wait for this standby; for none, if it has no name.
+pub async fn wait_for(sql: &Client, standby: &str) {
     let alter = format!("ALTER SYSTEM SET synchronous_standby_names = '{standby}'");
     sql.batch_execute(&alter).await.unwrap();
     sql.batch_execute("SELECT pg_reload_conf()").await.unwrap();

@@ -168,6 +168,15 @@ impl Row {
         Ok(Found { state: self.forgotten + found, transaction: self.states[found].transaction })
     }
 
+    /// Whether an answer with this claim may show a state like that.
+    fn may_be(&self, claim: Claim, like: &dyn Fn(Option<i64>) -> bool) -> bool {
+        let up_to = claim.lo.max(claim.demanded.unwrap_or_default());
+        let required = self.states.iter().rposition(|state| state.done.is_some_and(|done| done <= up_to));
+        let ahead = |i: usize| claim.hi.zip(self.came_about(i)).is_some_and(|(hi, after)| after > hi);
+        (required.is_none() && self.forgotten > 0)
+            || (required.unwrap_or(0)..self.states.len()).any(|i| like(self.states[i].value) && !ahead(i))
+    }
+
     /// A position of the log before the commit that made a state's value what it is: to delete what is not there changes
     /// nothing, and what is in between may not have been committed.
     fn came_about(&self, state: usize) -> Option<Lsn> {
@@ -287,6 +296,11 @@ impl Histories {
                 Err(Violation { kind, what })
             }
         }
+    }
+
+    /// Whether an answer with this claim may show a state of a row like that.
+    pub fn may_be(&self, row: usize, claim: Claim, like: &dyn Fn(Option<i64>) -> bool) -> bool {
+        self.rows[row].lock().may_be(claim, like)
     }
 
     /// Forgets the states before the newest ones. Nothing may be read or written meanwhile.

@@ -47,6 +47,10 @@ impl<'a> Oracle<'a> {
         pinned(&sql).await;
         let mut wrong = Vec::new();
         for entity in self.scene.config.entities() {
+            if let Some(query) = entity.as_query() {
+                self.verify_query(entity, &query, &sql, &mut compared, &mut wrong).await;
+                continue;
+            }
             let rows = rows(&sql, entity, &self.scene.config.publications()).await;
             let mut keys: BTreeSet<String> = rows.keys().cloned().collect();
             // Before anything is filled, and after everything was.
@@ -84,6 +88,40 @@ impl<'a> Oracle<'a> {
         compared
     }
 
+    /// As [`Oracle::verify`], of the keys of a query that stand in L2.
+    async fn verify_query(
+        &self,
+        entity: &Entity,
+        query: &toml::Table,
+        sql: &Client,
+        compared: &mut Compared,
+        wrong: &mut Vec<String>,
+    ) {
+        for (key, entry) in self.entries(entity.name()).await {
+            let wanted = query_result(sql, query, &key).await;
+            match entry {
+                Some(entry) => {
+                    compared.servable += 1;
+                    if entry.value != wanted.as_deref().unwrap_or("null") {
+                        wrong.push(format!("{}:{key} in L2\n  is    {entry:?}\n  wants {wanted:?}", entity.name()));
+                    }
+                }
+                None => compared.outdated += 1,
+            }
+            for _ in 0..2 {
+                let response = self.scene.get(&format!("{}/{}", entity.name(), in_url(&key))).await;
+                compared.answers += 1;
+                let is_right = match &wanted {
+                    Some(wanted) => response.status == 200 && response.text() == *wanted,
+                    None => response.status == 404,
+                };
+                if !is_right {
+                    wrong.push(format!("{}:{key}\n  is    {response:?}\n  wants {wanted:?}", entity.name()));
+                }
+            }
+        }
+    }
+
     /// The entries of an entity in L2 by key; `None` for those that may not be served.
     async fn entries(&self, entity: &str) -> BTreeMap<String, Option<Stored>> {
         let mut l2 = self.scene.l2.clone();
@@ -106,6 +144,37 @@ impl<'a> Oracle<'a> {
 pub async fn pinned(sql: &Client) -> &Client {
     sql.batch_execute(PINNED).await.expect("settings");
     sql
+}
+
+/// What a query gives for a key, as it stands in Redis: by Postgres' own PREPARE and EXECUTE, row by row. `None` where its shape is
+/// `one` and there is no row.
+pub async fn query_result(sql: &Client, query: &toml::Table, key: &str) -> Option<String> {
+    let text = |name: &str| query[name].as_str().expect("a text").to_owned();
+    let types: Vec<&str> =
+        query["params"].as_table().expect("params").values().filter_map(toml::Value::as_str).collect();
+    let part = |part: &str| {
+        let bytes: Vec<u8> = percent_encoding::percent_decode_str(part).collect();
+        format!("'{}'", String::from_utf8(bytes).expect("UTF-8").replace('\'', "''"))
+    };
+    let values: Vec<String> = key.split(',').map(part).collect();
+    let script = format!(
+        "PREPARE oracle ({}) AS SELECT row_to_json(q)::text FROM ({}\n) AS q; EXECUTE oracle ({}); DEALLOCATE oracle",
+        types.join(", "),
+        text("query"),
+        values.join(", ")
+    );
+    let messages = sql.simple_query(&script).await.unwrap_or_else(|e| panic!("{e}: {:?}\n{script}", e.as_db_error()));
+    let rows: Vec<&str> = messages
+        .iter()
+        .filter_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        })
+        .collect();
+    match query.get("shape").and_then(toml::Value::as_str) {
+        Some("one") => rows.first().map(|row| (*row).to_owned()),
+        _ => Some(format!("[{}]", rows.join(","))),
+    }
 }
 
 /// The condition on a table's rows that the publications state; `true` where one of them states none.

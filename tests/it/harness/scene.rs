@@ -1,5 +1,7 @@
 //! A stage with the daemon on it: what most scenarios begin with.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
@@ -131,8 +133,16 @@ impl Stored {
         }
         let hex = |at: usize| Lsn::from_hex16(&bytes[at..at + 16]).unwrap_or_else(|| panic!("no LSN at {at}: {text}"));
         assert!(text.starts_with("{\"lo\":\"") && &text[23..31] == "\",\"hi\":\"", "{text}");
-        assert!(&text[47..54] == "\",\"g\":\"" && &text[70..76] == "\",\"s\":" && &text[77..82] == ",\"v\":", "{text}");
-        let value = text[82..].strip_suffix('}').expect("the closing brace").to_owned();
+        assert!(
+            &text[47..54] == "\",\"g\":\"" && &text[70..76] == "\",\"s\":" && &text[77..83] == ",\"x\":\"",
+            "{text}"
+        );
+        assert!(&text[96..102] == "\",\"z\":" && &text[103..108] == ",\"v\":", "{text}");
+        let mut value = text[108..].strip_suffix('}').expect("the closing brace").to_owned();
+        if &text[102..103] == "1" {
+            let frame = STANDARD.decode(value.trim_matches('"')).expect("base64");
+            value = String::from_utf8(zstd::stream::decode_all(&frame[..]).expect("a zstd frame")).expect("UTF-8");
+        }
         Some(Stored { lo: hex(7), hi: hex(31), generation: text[54..70].to_owned(), value })
     }
 }

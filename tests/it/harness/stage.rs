@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use redis::aio::MultiplexedConnection;
 use tokio::sync::OnceCell;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 use walcache::lsn::Lsn;
 use walcache::sandbox::{Postgres, PostgresOptions, Redis, RedisOptions};
 
-use super::{Config, current_lsn};
+use super::{Config, current_lsn, plugin};
 
 /// Databases for one test.
 pub struct Stage {
@@ -90,4 +91,24 @@ impl Stage {
 async fn servers(postgres: PostgresOptions, redis: RedisOptions) -> (Arc<Postgres>, Arc<Redis>) {
     let (postgres, redis) = tokio::join!(Postgres::start(postgres), Redis::start(redis));
     (Arc::new(postgres.expect("start a private Postgres")), Arc::new(redis.expect("start a private Redis")))
+}
+
+/// Whether a test is about wal2json, and the servers of this run are without it. It says so. A run that is to be with that
+/// plugin fails instead.
+pub async fn needs_wal2json(test: &str) -> bool {
+    static MISSING: OnceCell<bool> = OnceCell::const_new();
+    let missing = MISSING.get_or_init(|| async {
+        let sql = Stage::shared("has_wal2json").await.sql().await;
+        let probe = "SELECT pg_create_logical_replication_slot('has_wal2json', 'wal2json', true)";
+        match sql.execute(probe, &[]).await {
+            Ok(_) => false,
+            Err(e) if e.code() == Some(&SqlState::UNDEFINED_FILE) => true,
+            Err(e) => panic!("{e}: {:?}", e.as_db_error()),
+        }
+    });
+    let skipped = plugin() != "wal2json" && *missing.await;
+    if skipped {
+        println!("SKIPPED: {test} needs wal2json, which this Postgres lacks");
+    }
+    skipped
 }

@@ -14,7 +14,7 @@ use walcache::failpoint::{KILLS, Point};
 use walcache::sandbox::{PostgresOptions, RedisOptions, Restart, StopMode};
 
 use super::blow::{Blow, Fault, Schedule, Way};
-use crate::harness::{Crowd, Daemon, Done, Kind, Load, Proxy, Raw, Shop, Violation, eventually};
+use crate::harness::{Club, Crowd, Daemon, Done, Kind, Load, Proxy, Raw, Shop, Violation, eventually};
 
 /// Without a word, as a part of all tests.
 const SECONDS: u64 = 12;
@@ -54,6 +54,7 @@ async fn random_faults() {
 struct Siege {
     seed: u64,
     shop: Shop,
+    club: Club,
     to_postgres: Proxy,
     to_redis: Proxy,
     daemon: Daemon,
@@ -89,10 +90,12 @@ impl Siege {
             .set("apply", "script_keys", 3)
             .set("apply", "in_flight", 2)
             .set("apply", "max_transaction_bytes", "1KiB");
+        let club = Club::add(&mut shop).await;
         let daemon = shop.daemon().await;
         Siege {
             seed,
             shop,
+            club,
             to_postgres,
             to_redis,
             daemon,
@@ -111,6 +114,7 @@ impl Siege {
     async fn round(&mut self) {
         let number = self.compared.len() as u64;
         let load = self.shop.load_of(&self.daemon, self.seed.wrapping_mul(31).wrapping_add(number) >> 12, CROWD);
+        let club = self.club.load(&self.daemon, self.seed.wrapping_mul(37).wrapping_add(number));
         load.reads(50).await;
         for _ in 0..self.schedule.round() {
             let blow = self.schedule.next().expect("the schedule has no end");
@@ -124,6 +128,7 @@ impl Siege {
         }
         self.tell("writes end".into());
         self.end(load).await;
+        self.violations.extend(club.end().await);
         self.daemon.wait_ready().await;
         eventually("trust L2 again", || async {
             let status = self.daemon.status().await;
@@ -134,6 +139,7 @@ impl Siege {
         let (compared, violations) = self.shop.compare(&self.daemon).await;
         assert_eq!(self.daemon.audit_findings().await, 0.0, "the auditor has found something");
         self.violations.extend(violations);
+        self.violations.extend(self.club.compare(&self.daemon).await);
         self.compared.push(compared.entries);
         self.shop.histories.forget();
     }
@@ -333,6 +339,7 @@ impl Siege {
         lines.push(format!(
             "values read and judged: {reads} over HTTP ({failed_reads} refused), {raw_reads} from Redis"
         ));
+        lines.push(format!("results of a query read and judged: {}", self.club.reads()));
         lines.push(format!("entries compared at each of {} quiet points: {:?}", self.compared.len(), self.compared));
         lines.push(format!("entries judged against the confirmed position: {}", self.judged));
         lines.push(format!("violations: {}", self.violations.len()));

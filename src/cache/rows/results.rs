@@ -1,0 +1,158 @@
+//! Reading the results of an entity's query, a statement for each key: what the query is cannot be told apart, so it cannot
+//! be joined with many keys. The statements of a batch go over one connection, several at a time on their way.
+
+use std::time::Instant;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use deadpool_postgres::Object;
+use futures_util::{StreamExt, stream};
+use tokio_postgres::types::{Format, IsNull, Kind, ToSql, Type, to_sql_checked};
+use tokio_postgres::{Row, Statement};
+
+use super::{Found, MARGIN, Rows};
+use crate::cache::answer::ReadError;
+use crate::entity::query::{Query, ResultShape};
+use crate::entity::{Entity, EntryKey};
+use crate::key::KeyColumn;
+use crate::lsn::Lsn;
+
+/// Keys of one batch: they wait for each other.
+pub const MAX_RESULTS: usize = 16;
+
+/// Statements on their way at a time. They would still run on the server after their connection was given up.
+const PIPELINED: usize = 4;
+
+/// A value and where the log stood, or why there is none.
+type Read = Result<(Lsn, Option<Bytes>), ReadError>;
+
+/// A parameter in its type's text form, which the server reads.
+#[derive(Debug)]
+struct Text(String);
+
+impl ToSql for Text {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.put_slice(self.0.as_bytes());
+        Ok(IsNull::No)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    fn encode_format(&self, _: &Type) -> Format {
+        Format::Text
+    }
+
+    to_sql_checked!();
+}
+
+/// The parameters' types, domains looked through. Of those that are not built in only the oid counts.
+fn types(key: &[KeyColumn]) -> Vec<Type> {
+    let of = |column: &KeyColumn| {
+        let made = || Type::new(column.cast.clone(), column.type_oid, Kind::Simple, String::new());
+        Type::from_oid(column.type_oid).unwrap_or_else(made)
+    };
+    key.iter().map(of).collect()
+}
+
+impl Rows {
+    /// As [`Rows::read`], of a query.
+    pub(super) async fn read_results(
+        &self,
+        entity: &Entity,
+        query: &Query,
+        keys: &[&EntryKey],
+        since: Instant,
+    ) -> Result<Found, ReadError> {
+        let shape = entity.shape();
+        let (_, sql) = self.query(entity);
+        let types = types(&shape.key);
+        let (_turn, client) = self.connection(entity, since).await?;
+        let deadline = tokio::time::Instant::now() + self.timeout + MARGIN;
+        let values: Vec<Vec<Text>> = keys.iter().map(|key| parts(key)).collect();
+        let prepared = client.prepare_typed_cached(&sql, &types);
+        let prepared = tokio::time::timeout_at(deadline, prepared).await;
+        let results: Vec<Read> = match prepared {
+            Ok(Ok(statement)) => {
+                let read = One { rows: self, client: &client, statement: &statement, deadline, shape: query.shape };
+                let (read, values) = (&read, &values);
+                stream::iter(0..values.len()).map(move |i| read.read(&values[i])).buffered(PIPELINED).collect().await
+            }
+            Ok(Err(error)) => return Err(self.refused(&error)),
+            Err(_) => keys.iter().map(|_| Err(ReadError::SourceTimeout(self.timeout))).collect(),
+        };
+        let is_late = tokio::time::Instant::now() >= deadline;
+        if is_late {
+            // Some of it may still be under way: the next read gets another connection.
+            drop(Object::take(client));
+        }
+        if let Some(error) = whole(&results) {
+            if is_late {
+                // It has answered nothing at all.
+                self.is_down();
+            }
+            return Err(error);
+        }
+        let mut found = Found { hi: Lsn::ZERO, values: Vec::with_capacity(keys.len()), refused: Vec::new() };
+        for (i, result) in results.into_iter().enumerate() {
+            match result {
+                Ok((hi, value)) => {
+                    found.hi = found.hi.max(hi);
+                    found.values.push(value);
+                }
+                Err(error) => {
+                    found.values.push(None);
+                    found.refused.push((i, error));
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The values of a key's parts.
+fn parts(key: &EntryKey) -> Vec<Text> {
+    crate::key::parts(key.key()).map(|part| Text(part.into_owned())).collect()
+}
+
+/// What reads one key after the other.
+struct One<'a> {
+    rows: &'a Rows,
+    client: &'a Object,
+    statement: &'a Statement,
+    deadline: tokio::time::Instant,
+    shape: ResultShape,
+}
+
+impl One<'_> {
+    async fn read(&self, values: &[Text]) -> Read {
+        if values.len() != self.statement.params().len() {
+            // The request was parsed before the parameters' types changed.
+            return Err(ReadError::Refused("the query's parameters have changed".into()));
+        }
+        let params: Vec<&(dyn ToSql + Sync)> = values.iter().map(|value| value as _).collect();
+        let row = tokio::time::timeout_at(self.deadline, self.client.query_one(self.statement, &params)).await;
+        let row = row.map_err(|_| ReadError::SourceTimeout(self.rows.timeout))?;
+        value(&row.map_err(|error| self.rows.refused(&error))?, self.shape)
+    }
+}
+
+/// The error of all of them, where none was read and it is about more than their own keys.
+fn whole(results: &[Read]) -> Option<ReadError> {
+    let of_key = |error: &ReadError| matches!(error, ReadError::SeveralRows | ReadError::Refused(_));
+    let first = results.first()?.as_ref().err()?;
+    results.iter().all(|result| result.as_ref().is_err_and(|error| !of_key(error))).then(|| first.clone())
+}
+
+/// A value and where the log stood.
+fn value(row: &Row, shape: ResultShape) -> Read {
+    let unexpected = |_| ReadError::Refused("unexpected result".into());
+    let rows: i64 = row.try_get("rows").map_err(unexpected)?;
+    if shape == ResultShape::One && rows > 1 {
+        return Err(ReadError::SeveralRows);
+    }
+    let hi: &str = row.try_get("hi").map_err(unexpected)?;
+    let hi: Lsn = hi.parse().map_err(|_| ReadError::Refused("unexpected result".into()))?;
+    let value: Option<&str> = row.try_get("value").map_err(unexpected)?;
+    Ok((hi, value.map(|value| Bytes::copy_from_slice(value.as_bytes()))))
+}
