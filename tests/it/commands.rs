@@ -136,9 +136,11 @@ async fn an_invalidation_keeps_its_place_and_ends_with_its_transaction() {
     assert_eq!(from(&scene, "item/5").await, "HIT-L1");
     let sql = "BEGIN; UPDATE items SET n = 1; SELECT walcache.invalidate_all('item'); UPDATE items SET n = 2 WHERE id = 5; COMMIT";
     scene.write(sql).await;
-    for key in 1..=5 {
+    for key in 1..=4 {
         assert_eq!(from(&scene, &format!("item/{key}")).await, "MISS", "{key}");
     }
+    // Its last image may have been planned before the generation was raised, or after.
+    assert_eq!(scene.get("item/5").await.json()["n"], 2);
     scene.verify().await;
 }
 
