@@ -47,6 +47,7 @@ pub async fn drain(shop: &Shop, slot: &str, end: Lsn, pause: Option<Duration>) -
         password: Some(shop.postgres.password().to_owned()),
         database: crate::shop::DATABASE.to_owned(),
         tls: TlsConfig::default(),
+        search_path: String::new(),
         slot: slot.to_owned(),
         output: Output::Pgoutput { publications: vec![crate::shop::SLOT.to_owned()] },
         connect_timeout: Duration::from_secs(10),

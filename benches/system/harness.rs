@@ -13,4 +13,4 @@ mod wait;
 pub use config::{Config, Entity};
 pub use daemon::{Daemon, cli};
 pub use http::Http;
-pub use wait::{WAIT_LIMIT, current_lsn, eventually, eventually_within};
+pub use wait::{LONG_LIMIT, WAIT_LIMIT, current_lsn, eventually, eventually_within};

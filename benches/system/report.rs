@@ -15,6 +15,8 @@ pub struct Report {
 pub enum Aim {
     /// The ratio to the limit.
     Ratio(f64),
+    /// The ratio to the limit, where less is better.
+    AtMost(f64),
     /// The figure itself, to stay below; with its unit.
     Below(f64, &'static str),
 }
@@ -42,6 +44,7 @@ impl Report {
         let ratio = limit.map(|(limit, _)| ours / limit);
         let met = aim.map(|aim| match aim {
             Aim::Ratio(least) => ratio.is_some_and(|ratio| ratio >= least),
+            Aim::AtMost(most) => ratio.is_some_and(|ratio| ratio <= most),
             Aim::Below(most, _) => *ours < most,
         });
         self.missed += usize::from(met == Some(false));
@@ -86,6 +89,7 @@ impl std::fmt::Display for Aim {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Aim::Ratio(least) => write!(f, "ratio >= {least:.2}"),
+            Aim::AtMost(most) => write!(f, "ratio <= {most:.2}"),
             Aim::Below(most, unit) => write!(f, "< {most} {unit}"),
         }
     }

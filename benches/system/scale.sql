@@ -12,13 +12,14 @@ BEGIN
 END
 $$;
 
--- Makes `total` changes, each in a transaction of its own and to another table than the one before, to rows all over it.
-CREATE PROCEDURE change_tables(tables int, size int, total int)
+-- Makes `total` changes, each in a transaction of its own and to another table than the one before, to so many rows of
+-- each table, which lie all over it.
+CREATE PROCEDURE change_tables(tables int, size int, written int, total int)
 LANGUAGE plpgsql AS $$
 BEGIN
     FOR i IN 0..total - 1 LOOP
         EXECUTE format('UPDATE item_%s SET version = version + 1 WHERE id = %s',
-                       1 + i % tables, 1 + (i / tables)::bigint * 7919 % size);
+                       1 + i % tables, 1 + (i / tables)::bigint * 7919 % written * (size / written));
         COMMIT;
     END LOOP;
 END
