@@ -11,18 +11,7 @@ SELECT a.attname::text AS name,
        quote_ident(n.nspname) || '.' || quote_ident(t.typname) AS base_name,
        ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder) AS labels
 FROM pg_attribute a
-CROSS JOIN LATERAL (
-    WITH RECURSIVE chain (oid, modifier, depth) AS (
-        SELECT a.atttypid, a.atttypmod, 0
-        UNION ALL
-        SELECT d.typbasetype, d.typtypmod, chain.depth + 1
-        FROM chain JOIN pg_type d ON d.oid = chain.oid
-        WHERE d.typtype = 'd'
-    )
-    SELECT chain.oid, chain.modifier FROM chain ORDER BY chain.depth DESC LIMIT 1
-) AS base
-JOIN pg_type t ON t.oid = base.oid
-JOIN pg_namespace n ON n.oid = t.typnamespace
+{base_type}
 LEFT JOIN pg_collation l ON l.oid = a.attcollation
 WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum

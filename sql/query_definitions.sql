@@ -1,5 +1,6 @@
 -- What stands for the views and functions that the queries $1 may use: those whose names are in their texts, and whatever these
--- are made of. A view says that by its dependencies, a function by its text, too. More than are used is right as well.
+-- are made of. A view says that by its dependencies, a function by its text, too. More than are used is right as well. And for
+-- the schemas in which names are looked for.
 WITH RECURSIVE named (class, oid, name, facts, body) AS (
     SELECT 'pg_class'::regclass::oid, c.oid, lower(c.relname::text), concat_ws(' ', c.oid, c.xmin, r.xmin), ''
     FROM pg_class c
@@ -25,4 +26,5 @@ used (class, oid, name, facts, body) AS (
           AND ((d.classid = used.class AND d.objid = used.oid) OR (used.class = 'pg_class'::regclass AND r.ev_class = used.oid))
     )
 )
-SELECT coalesce(string_agg(facts, ';' ORDER BY class, oid), '') AS facts FROM used
+SELECT concat_ws('|', current_setting('search_path'),
+    (SELECT string_agg(facts, ';' ORDER BY class, oid) FROM used)) AS facts

@@ -16,17 +16,29 @@ SELECT c.oid AS oid,
        a.attname::text AS column_name,
        a.atttypid AS type_oid,
        a.atttypmod AS modifier,
+       -- Without a modifier, domains looked through: a cast to varchar(3) would cut values off, one to numeric(10,2) round them.
+       quote_ident(tn.nspname) || '.' || quote_ident(t.typname) AS base_type,
        l.relreplident = 'f' OR EXISTS (
            SELECT FROM pg_index i JOIN pg_attribute k
              ON k.attrelid = i.indrelid AND k.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
            WHERE i.indrelid = l.oid AND k.attname = a.attname AND i.indimmediate
              AND ((l.relreplident = 'd' AND i.indisprimary) OR (l.relreplident = 'i' AND i.indisreplident))) AS in_identity,
-       EXISTS (
-           SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND a.attnum = ANY (i.indkey::int2[])) AS in_key
+       (SELECT array_position((i.indkey::int2[])[0:i.indnkeyatts - 1], a.attnum)
+        FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) AS key_position
 FROM named
 CROSS JOIN leaf
 JOIN pg_class c ON c.oid = named.oid
 JOIN pg_class l ON l.oid = leaf.oid
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+CROSS JOIN LATERAL (
+    WITH RECURSIVE chain (oid, depth) AS (
+        SELECT a.atttypid, 0
+        UNION ALL
+        SELECT d.typbasetype, chain.depth + 1 FROM chain JOIN pg_type d ON d.oid = chain.oid WHERE d.typtype = 'd'
+    )
+    SELECT chain.oid FROM chain ORDER BY chain.depth DESC LIMIT 1
+) AS base
+JOIN pg_type t ON t.oid = base.oid
+JOIN pg_namespace tn ON tn.oid = t.typnamespace
 ORDER BY a.attnum

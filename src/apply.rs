@@ -5,39 +5,41 @@
 
 pub mod batch;
 pub mod claim;
-mod joining;
+mod error;
+pub mod joining;
 pub mod lookup;
+mod observe;
 pub mod outage;
 mod predecessors;
 pub mod reshape;
 mod seal;
 mod second;
+mod write;
 mod writer;
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
 use redis::aio::MultiplexedConnection;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::warn;
 
 use self::batch::Batch;
 use self::claim::{Position, draw};
-use self::joining::Joining;
+pub use self::error::ApplyError;
+use self::joining::{Joining, hold_back, is_joining};
 use self::lookup::Lookups;
+pub use self::observe::Metrics;
 use self::outage::Outage;
-use self::reshape::JOINING;
 use self::second::Second;
 use crate::cache::Hierarchy;
 use crate::cache::requery::{Dropped, Requeries};
-use crate::cache::sweep::Due;
-use crate::cache::voids::Field;
-use crate::entity::{Entity, Generation, Resolved, Standing};
+use crate::entity::{Entity, Generation, Published, Resolved, Standing};
 use crate::failpoint::{self, Point, Rule};
-use crate::gate::{Gate, GateError};
+use crate::gate::Gate;
 use crate::lsn::Lsn;
-use crate::metrics::{ApplyMetrics, Cause, Fenced, ReplicationMetrics};
 use crate::source::SourceError;
 
 /// How L2 is written.
@@ -51,43 +53,17 @@ pub struct Config {
     pub max_value: usize,
 }
 
-/// Why a batch was not applied.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// Another instance leads.
-    #[error("another instance has taken over: a higher epoch stands in L2")]
-    Fenced,
-    /// L2 shows less than it had acknowledged.
-    #[error("L2 lost writes that it had acknowledged")]
-    WentBack,
-    /// Redis or the way there.
-    #[error("write L2: {0}")]
-    L2(#[source] redis::RedisError),
-    /// The source database.
-    #[error("ask the source database: {0}")]
-    Source(#[source] tokio_postgres::Error),
-    /// The gate.
-    #[error(transparent)]
-    Gate(#[from] GateError),
-    /// The catalog of the source database.
-    #[error(transparent)]
-    Catalog(#[from] SourceError),
-    /// The table's partitions are others than before: the stream starts again, so that it knows their names. What was
-    /// not confirmed comes again under them.
-    #[error("the rows of entity {0} are streamed under other names than before")]
-    Repartitioned(String),
-    /// The daemon is stopping.
-    #[error("cancelled")]
-    Cancelled,
-}
-
-/// Looks up the shape of an entity's table in the catalog as it is now.
+/// Looks up the shapes of entities in the catalog as it is now.
 pub trait LookUpShape: Send + Sync {
-    /// The entity as the catalog has it.
+    /// These entities as the catalog has them, in their order: all in one pass.
     ///
     /// # Errors
     /// If the catalog cannot be read.
-    fn look_up(&self, source: &Client, entity: &Entity) -> impl Future<Output = Result<Resolved, SourceError>> + Send;
+    fn look_up(
+        &self,
+        source: &Client,
+        entities: &[usize],
+    ) -> impl Future<Output = Result<Vec<Resolved>, SourceError>> + Send;
 
     /// The entities that a look may find changed since the last one.
     ///
@@ -111,6 +87,9 @@ pub struct Applier<L> {
     source_id: String,
     shapes: L,
     joining: Joining,
+    /// Entities whose generation was raised while they were out of the tiers. A look that takes one out raises it, too, so
+    /// what was in the tiers meanwhile may stay among them.
+    out: HashSet<usize>,
     lookups: Lookups,
     outage: Arc<Outage>,
     requeries: Arc<Requeries>,
@@ -118,24 +97,6 @@ pub struct Applier<L> {
     requeries_any: bool,
     metrics: Metrics,
     cancel: CancellationToken,
-}
-
-/// Where applying reports.
-#[derive(Clone)]
-pub struct Metrics {
-    /// Of the writes.
-    pub apply: Arc<ApplyMetrics>,
-    /// Of the stream.
-    pub replication: Arc<ReplicationMetrics>,
-}
-
-impl Metrics {
-    /// Everything cached became unservable.
-    fn new_generation(&self, hierarchy: &Hierarchy) {
-        for entity in &hierarchy.entities {
-            self.apply.invalidations(entity.id, Cause::Generation, 1);
-        }
-    }
 }
 
 /// What a leader needs to start.
@@ -164,9 +125,6 @@ pub struct Start<'a, L> {
     pub cancel: CancellationToken,
 }
 
-/// Why a query's generation is raised for a row.
-const DEPENDED_ON: &str = "a row was changed that any of its entries may depend on";
-
 impl<L: LookUpShape> Applier<L> {
     /// Claims L2. While Redis is away, that takes as long as is tolerated; then the leader goes on without it. The slot
     /// must be held already: of two leaders the one that streams has the higher epoch.
@@ -178,7 +136,7 @@ impl<L: LookUpShape> Applier<L> {
         let new: Vec<Arc<Entity>> = start.hierarchy.entities.iter().filter(|e| is_new(e)).cloned().collect();
         if start.hierarchy.l2.is_none() && start.position.broken.is_none() {
             // Nothing tells which of them were published before.
-            new.iter().for_each(|entity| reshape::hold_back(entity));
+            new.iter().for_each(|entity| hold_back(entity));
         }
         let second = Second::open(&start).await?;
         if second.started_over() {
@@ -201,18 +159,26 @@ impl<L: LookUpShape> Applier<L> {
             source_id: start.position.source.to_owned(),
             shapes: start.shapes,
             joining: Joining::default(),
+            out: HashSet::new(),
             lookups: start.lookups,
             outage: start.outage,
             requeries: start.requeries,
             metrics: start.metrics,
             cancel: start.cancel,
         };
-        for entity in new.iter().filter(|entity| entity.standing().cause() == Some(JOINING)) {
+        let held: Vec<(usize, Published)> = (new.iter().filter(|entity| is_joining(entity)))
+            .map(|entity| (entity.id, entity.shape().published.clone()))
+            .collect();
+        let joined = applier.joined(&held).await?;
+        let known: Vec<&Entity> = joined.iter().map(|id| &*applier.hierarchy.entities[*id]).collect();
+        applier.second.have_joined(&known).await?;
+        for id in joined {
             // See `claim`. What was read meanwhile was read before the watermark moved to where
             // the stream begins, so it is not believed.
-            if applier.has_joined(entity.id, &entity.shape().published).await? {
-                entity.set_standing(Standing::Cached);
-            }
+            applier.hierarchy.entities[id].set_standing(Standing::Cached);
+        }
+        for entity in &new {
+            applier.metrics.apply.servable(entity.id, entity.is_servable());
         }
         // What has changed since the last session looked: before anything of this one is applied.
         applier.look_around().await?;
@@ -270,6 +236,8 @@ impl<L: LookUpShape> Applier<L> {
             }
         }
         failpoint::reached(Point::BeforeConfirm);
+        // Whoever has waited for a position finds counted what came before it.
+        self.count(batch);
         if let Some(lsn) = batch.progress {
             if self.second.acknowledge() {
                 self.outage.over();
@@ -279,7 +247,7 @@ impl<L: LookUpShape> Applier<L> {
         if !requeried.is_empty() {
             self.requeries.add(requeried.into_iter());
         }
-        self.observe(batch, began);
+        self.time(batch, began);
         Ok(batch.progress)
     }
 
@@ -299,110 +267,6 @@ impl<L: LookUpShape> Applier<L> {
         let entity = self.hierarchy.entities.get(op.entity).filter(|entity| entity.is_requeried())?;
         let key = entity.stored_key(std::str::from_utf8(&key.key).ok()?)?;
         Some(Dropped { entity: op.entity, key, lsn: op.lsn })
-    }
-
-    async fn write(&mut self, batch: &mut Batch, floors: Vec<Field>) -> Result<Vec<usize>, ApplyError> {
-        if batch.look_around {
-            self.look_around_now().await?;
-        }
-        for id in &batch.moved {
-            self.raise(*id, "the table has come under another name").await?;
-            self.metrics.apply.invalidations(*id, Cause::Ddl, 1);
-        }
-        for id in batch.moved.iter().chain(&batch.reshape) {
-            self.reshape_now(*id).await?;
-        }
-        for id in &batch.raise {
-            self.raise(*id, "the table was truncated").await?;
-        }
-        for (id, cause) in batch.discard.iter().filter(|(id, _)| !batch.raise.contains(id)) {
-            let reason = match cause {
-                crate::plan::Cause::Large => "a row was too large to be received",
-                crate::plan::Cause::Command => "the application said so",
-                crate::plan::Cause::Shape => "a row was changed that cannot be read as the catalog says",
-                crate::plan::Cause::Lookup => "which entries are concerned was not looked up",
-                _ => DEPENDED_ON,
-            };
-            self.raise(*id, reason).await?;
-        }
-        if !floors.is_empty() {
-            self.second.set_floors(&floors, batch.high).await?;
-        }
-        if batch.gaps > 0 {
-            self.second.fill_gaps(&self.hierarchy, batch).await?;
-        }
-        self.second.write(&self.hierarchy.entities, batch).await
-    }
-
-    async fn raise(&mut self, id: usize, reason: &str) -> Result<(), ApplyError> {
-        let generation = draw(&self.source, self.hierarchy.newest_generation()).await?;
-        let entity = self.hierarchy.entities[id].clone();
-        self.second.raise(&entity, generation).await?;
-        if reason == DEPENDED_ON {
-            // With each transaction, as it may be.
-            debug!(entity = entity.name, generation = generation.0, "starting a new generation: {reason}");
-        } else {
-            info!(entity = entity.name, generation = generation.0, "starting a new generation: {reason}");
-        }
-        Ok(())
-    }
-
-    /// What a failed write says of L2.
-    fn note(&self, error: &ApplyError) {
-        let Some(l2) = &self.hierarchy.l2 else { return };
-        match error {
-            ApplyError::WentBack => {
-                self.metrics.apply.fenced(Fenced::Lost);
-                l2.distrust();
-            }
-            ApplyError::Fenced => {
-                self.metrics.apply.fenced(Fenced::Epoch);
-                // Another leads, and tells nobody of the generations that it starts.
-                l2.distrust();
-            }
-            ApplyError::L2(_) => {
-                self.outage.failed();
-                // The readers' connection may lead to the same server: one that failed over, or has become a replica.
-                l2.give_up();
-            }
-            _ => {}
-        }
-    }
-
-    /// Makes everything unservable that is cached of an entity, or of all; says in which generation they are now.
-    ///
-    /// # Errors
-    /// As [`Applier::apply`].
-    pub async fn resync(&mut self, entity: Option<usize>) -> Result<Generation, ApplyError> {
-        let generation = draw(&self.source, self.hierarchy.newest_generation()).await?;
-        let entities = match entity {
-            Some(id) => &self.hierarchy.entities[id..=id],
-            None => &self.hierarchy.entities[..],
-        };
-        let raised = match entity {
-            Some(id) => self.second.raise(&self.hierarchy.entities[id], generation).await,
-            None => self.second.raise_all(entities, generation).await,
-        };
-        raised.inspect_err(|e| self.note(e))?;
-        for entity in entities {
-            self.metrics.apply.invalidations(entity.id, Cause::Generation, 1);
-        }
-        let name = entity.map(|id| self.hierarchy.entities[id].name.as_str());
-        info!(entity = name, generation = generation.0, "starting a new generation: an operator asked for it");
-        Ok(generation)
-    }
-
-    /// Takes patterns that were swept off the list, and off the fence.
-    ///
-    /// # Errors
-    /// As [`Applier::apply`]. Then they may still be in the fence, and are swept again.
-    pub async fn retire(&mut self, swept: &[Due]) -> Result<(), ApplyError> {
-        let retire = |due: &Due| self.hierarchy.voids.retire(&due.entity, &due.patterns);
-        let fields: Vec<Field> = swept.iter().flat_map(retire).collect();
-        if fields.is_empty() {
-            return Ok(());
-        }
-        self.second.unset(&fields).await.inspect_err(|e| self.note(e))
     }
 
     /// Waits until an L2 that was away can be connected to; for ever if it is not away.
@@ -428,38 +292,5 @@ impl<L: LookUpShape> Applier<L> {
             }
         }
         Ok(())
-    }
-
-    fn observe(&self, batch: &Batch, began: Instant) {
-        self.metrics.apply.batch(batch.ops.len(), began.elapsed());
-        for (entity, cause) in &batch.invalidations {
-            self.metrics.apply.invalidations(*entity, label(*cause), 1);
-        }
-        for entity in &batch.raise {
-            self.metrics.apply.invalidations(*entity, Cause::Truncate, 1);
-        }
-        for (entity, cause) in &batch.discard {
-            self.metrics.apply.invalidations(*entity, label(*cause), 1);
-        }
-        self.metrics.replication.transactions.increment(batch.commits.len() as u64);
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros() as i64;
-        for commit_micros in &batch.commits {
-            // The server's clock may be ahead of ours: never negative.
-            let micros = now.saturating_sub(*commit_micros).max(0) as u64;
-            self.metrics.replication.commit_to_visible(Duration::from_micros(micros));
-        }
-    }
-}
-
-fn label(cause: crate::plan::Cause) -> Cause {
-    match cause {
-        crate::plan::Cause::Update => Cause::Update,
-        crate::plan::Cause::Delete => Cause::Delete,
-        crate::plan::Cause::Toast => Cause::Toast,
-        crate::plan::Cause::Opaque => Cause::Opaque,
-        crate::plan::Cause::Shape => Cause::Ddl,
-        crate::plan::Cause::Command => Cause::Command,
-        crate::plan::Cause::Large => Cause::Large,
-        crate::plan::Cause::Lookup => Cause::Lookup,
     }
 }

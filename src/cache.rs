@@ -13,6 +13,8 @@ pub mod answer;
 pub mod bound;
 pub mod fence;
 pub mod fill;
+
+mod hierarchy;
 pub mod hot;
 pub mod l1;
 pub mod l2;
@@ -30,72 +32,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::answer::{Answer, Demand, Outcome, ReadError};
+
 use self::bound::{Belief, Bound, Doubt};
 use self::fill::{Fetched, Filler};
+pub use self::hierarchy::Hierarchy;
 use self::hot::HotSets;
-use self::l1::{Cached, L1};
-use self::l2::L2;
-use self::voids::Voids;
-use self::watermark::Watermark;
-use crate::entity::{Entity, EntryKey, Generation};
+use self::l1::Cached;
+use crate::entity::{Entity, EntryKey};
 use crate::entry::{self, Due, Stored};
 use crate::lsn::Lsn;
-use crate::metrics::{CacheMetrics, Lookup, Tier};
-
-/// The tiers and what says how far they may be believed: shared by the read path and whoever applies events.
-pub struct Hierarchy {
-    /// The configured entities; [`Entity::id`] is the position.
-    pub entities: Vec<Arc<Entity>>,
-    /// The in-process tier, if configured.
-    pub l1: Option<L1>,
-    /// The Redis tier, if configured.
-    pub l2: Option<Arc<L2>>,
-    /// How far everything has been applied.
-    pub watermark: Watermark,
-    /// What entries must have seen because of tags and patterns that were voided.
-    pub voids: Voids,
-}
-
-impl Hierarchy {
-    /// Goes on at `lsn`. What lies between there and the watermark was applied by others, whose events raised no fence
-    /// here: nothing in L1 that was read before is believed any more.
-    pub fn take_over(&self, lsn: Lsn) {
-        if let Some(l1) = self.l1.as_ref().filter(|_| lsn > self.watermark.load()) {
-            l1.fence().raise_all(lsn);
-        }
-        self.watermark.advance(lsn);
-    }
-
-    /// Raises generations and floors to what the fence of an L2 says.
-    pub(crate) fn load(&self, fence: &HashMap<String, Vec<u8>>) {
-        let number = |field: &str| fence.get(field).and_then(|digits| Generation::from_hex16(digits));
-        for entity in &self.entities {
-            entity.raise(number("gen").max(number(&format!("gen:{}", entity.name))).unwrap_or_default());
-        }
-        self.voids.load(&self.entities, fence);
-    }
-
-    /// The highest generation of any entity, as far as this process knows.
-    pub fn newest_generation(&self) -> Generation {
-        self.entities.iter().map(|entity| entity.generation()).max().unwrap_or_default()
-    }
-
-    /// Starts over at `lsn`, which may be smaller than before, in a new generation of every entity.
-    ///
-    /// A watermark of before, which may be larger, must not go with the new generation: that value would seem newer than
-    /// all events to come. So whoever fetches a value takes the generation first and then the watermark, and here it is
-    /// the other way round. The fence goes last: until then it refuses too much, which does no harm.
-    pub fn restart(&self, lsn: Lsn, generation: Generation) {
-        self.watermark.restart(lsn);
-        for entity in &self.entities {
-            entity.raise(generation);
-        }
-        if let Some(l1) = &self.l1 {
-            l1.fence().clear();
-        }
-        self.voids.clear();
-    }
-}
+use crate::metrics::{Answered, CacheMetrics, Tier};
 
 /// What readers are promised, and how long they wait for it.
 #[derive(Debug, Clone)]
@@ -255,9 +201,9 @@ impl Cache {
             cached => cached,
         };
         let result = match (&cached, stale) {
-            (None, _) => Lookup::Miss,
-            (Some(_), Some(_)) => Lookup::Stale,
-            (Some(_), None) => Lookup::Hit,
+            (None, _) => Answered::Miss,
+            (Some(_), Some(_)) => Answered::Stale,
+            (Some(_), None) => Answered::Hit,
         };
         self.metrics[entity.id].lookup(Tier::L1, result);
         let cached = cached?;
@@ -305,7 +251,7 @@ impl Cache {
         let generation = entity.generation();
         let decode = |stored| entry::decode(stored, self.filler.max_value());
         let Some(Stored::Entry(label, value)) = stored.map(decode) else {
-            self.metrics[entity.id].lookup(Tier::L2, Lookup::Miss);
+            self.metrics[entity.id].lookup(Tier::L2, Answered::Miss);
             return None;
         };
         // See `entry`: a value of a transaction that is still being applied may be one that was never committed.
@@ -313,7 +259,7 @@ impl Cache {
             || (label.split && belief.watermark < label.lo)
             || !self.hierarchy.stands(entity, key.redis(), label.lo, value.as_deref(), swept)
         {
-            self.metrics[entity.id].lookup(Tier::L2, Lookup::Miss);
+            self.metrics[entity.id].lookup(Tier::L2, Answered::Miss);
             return None;
         }
         let now = Due::now();
@@ -321,12 +267,12 @@ impl Cache {
         if overdue.is_some_and(|past| past >= entity.lifetime.stale) {
             // By this clock; Redis has not expired it yet, or an event has written it that lives shorter.
             self.metrics[entity.id].lifetime.expired(Tier::L2, 1);
-            self.metrics[entity.id].lookup(Tier::L2, Lookup::Miss);
+            self.metrics[entity.id].lookup(Tier::L2, Answered::Miss);
             return None;
         }
         let Ok(stale) = belief.judge() else {
             // L2 has taken its time.
-            self.metrics[entity.id].lookup(Tier::L2, Lookup::Miss);
+            self.metrics[entity.id].lookup(Tier::L2, Answered::Miss);
             return None;
         };
         let stale = stale.max(overdue);
@@ -336,7 +282,7 @@ impl Cache {
         if entity.lifetime.renews() && label.due.from(now).is_some_and(|left| left <= entity.ahead(value.as_deref())) {
             self.filler.renew(&self.hierarchy.entities[entity.id], key, label.due);
         }
-        let result = if stale.is_some() { Lookup::Stale } else { Lookup::Hit };
+        let result = if stale.is_some() { Answered::Stale } else { Answered::Hit };
         self.metrics[entity.id].lookup(Tier::L2, result);
         let etag = etag(value.as_deref());
         let basis = (belief.generation, belief.watermark);
@@ -360,7 +306,7 @@ impl Cache {
     ) -> Result<Answer, ReadError> {
         let fetched = self.filler.fetch(entity, key.clone(), false, belief.watermark).await?;
         if fetched.outcome != Outcome::HitL2 {
-            self.metrics[entity.id].lookup(Tier::Source, Lookup::Hit);
+            self.metrics[entity.id].lookup(Tier::Source, Answered::Hit);
             return Ok(answer(fetched, None));
         }
         // L2 had it after all.
@@ -378,13 +324,14 @@ impl Cache {
         demand: &Demand,
         doubt: Doubt,
     ) -> Result<Answer, ReadError> {
-        self.metrics[entity.id].lookup(Tier::Source, Lookup::Bypass);
+        self.metrics[entity.id].lookup(Tier::Source, Answered::Bypass);
         // No flight that has already started may be joined: the row's newest state is wanted.
         let fetched = self.filler.fetch(entity, key, true, Lsn::from_u64(u64::MAX)).await;
         let fetched = fetched.map_err(|error| match (error, doubt) {
-            (error @ (ReadError::SourceUnavailable | ReadError::SourceTimeout(_)), Doubt::TooStale { age, limit }) => {
-                ReadError::TooStale { age, limit, why: Box::new(error) }
-            }
+            (
+                error @ (ReadError::SourceUnavailable | ReadError::SourceTimeout(_) | ReadError::Contended(_)),
+                Doubt::TooStale { age, limit },
+            ) => ReadError::TooStale { age, limit, why: Box::new(error) },
             (error, _) => error,
         })?;
         match demand.min_lsn.filter(|min| fetched.hi < *min) {
@@ -403,48 +350,5 @@ fn answer(fetched: Fetched, stale: Option<Duration>) -> Answer {
         stale,
         applied: fetched.as_of,
         read: fetched.as_of.max(fetched.hi),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
-
-    use super::*;
-    use crate::entity::{Definition, Shape};
-
-    #[test]
-    fn a_watermark_of_before_never_goes_with_a_generation_of_after() {
-        const TOP: u64 = 1 << 40;
-        let shape = Shape {
-            table_oid: 1,
-            columns: vec![],
-            key: vec![],
-            whole_row: true,
-            partitioned: false,
-            version: 0,
-            published: Default::default(),
-            tables: vec![],
-            query: None,
-        };
-        let entity = Entity::new(0, Definition::rows("row", "public", "rows"), "", shape);
-        let (watermark, voids) = (Watermark::default(), Voids::new(1));
-        let hierarchy = Hierarchy { entities: vec![Arc::new(entity)], l1: None, l2: None, watermark, voids };
-        hierarchy.restart(Lsn::from_u64(TOP), Generation(0));
-        let done = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                // Each failover goes to a shorter timeline.
-                for n in 1..=200_000 {
-                    hierarchy.restart(Lsn::from_u64(TOP - n), Generation(n));
-                }
-                done.store(true, Ordering::Release);
-            });
-            while !done.load(Ordering::Acquire) {
-                let generation = hierarchy.entities[0].generation();
-                let watermark = hierarchy.watermark.load();
-                assert!(watermark.as_u64() <= TOP - generation.0, "{watermark} of before in {generation:?}");
-            }
-        });
     }
 }

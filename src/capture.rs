@@ -34,6 +34,8 @@ pub struct Config {
     pub database: String,
     /// TLS towards a TCP host.
     pub tls: TlsConfig,
+    /// What `search_path` is set to; empty: what it is for the role.
+    pub search_path: String,
     /// The replication slot, `[a-z0-9_]+`.
     pub slot: String,
     /// What the output plugin is asked for.

@@ -1,11 +1,15 @@
 //! Arguments to calls, and results to exit codes: 0 done, 1 a check failed, 2 usage, 69 unavailable, 77 permission,
 //! 78 configuration.
 
+#[macro_use]
+mod output;
+
 mod admin;
 mod check;
 mod demo;
 mod explain;
 mod failure;
+mod findings;
 mod invalidate;
 mod log;
 mod resync;
@@ -82,7 +86,9 @@ async fn dispatch(cli: Cli) -> ExitCode {
         Verb::Warm(arguments) => arguments.json,
         Verb::Run | Verb::Setup(_) | Verb::Demo(_) => false,
     };
-    act(&cli).await.unwrap_or_else(|failure| failure.report(json))
+    let done = act(&cli).await;
+    let done = output::lost().map_or(done, |error| Err(Failure::output(error)));
+    done.unwrap_or_else(|failure| failure.report(json))
 }
 
 async fn act(cli: &Cli) -> Result<ExitCode, Failure> {

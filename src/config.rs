@@ -3,32 +3,37 @@
 //! `walcache.example.toml` shows every field with its default; a test keeps it true. An override is named
 //! `WALCACHE__SECTION__KEY`, for example `WALCACHE__SOURCE__URL`.
 
+mod depends_on;
+mod entity;
 mod error;
-mod lifetimes;
 mod overrides;
 mod publications;
-mod query;
 mod secret;
 mod sections;
+mod source;
 mod table_name;
+#[cfg(test)]
+mod tests;
+mod tiers;
 pub(crate) mod units;
 mod validate;
+mod violations;
 mod warm;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use depends_on::{DependsOn, Pairs};
+pub use entity::EntityConfig;
 pub(crate) use error::nearest;
 pub use error::{ConfigError, Violation};
 pub use publications::Publications;
-pub use query::{DependsOn, Pairs};
 pub use secret::{Secret, redact};
-pub use sections::{
-    AdminConfig, ApplyConfig, AuditConfig, EntityConfig, FreshnessConfig, HttpConfig, L1Config, L2Config, LogConfig,
-    LogFormat, Plugin, SourceConfig,
-};
+pub use sections::{AdminConfig, ApplyConfig, AuditConfig, FreshnessConfig, HttpConfig, LogConfig, LogFormat};
+pub use source::{Plugin, SourceConfig};
 pub use table_name::{ParseTableNameError, TableName};
+pub use tiers::{L1Config, L2Config};
 pub use warm::{MAX_RATE, WarmConfig, WarmOn, WarmOrder};
 
 /// Everything that an operator decides.
@@ -121,6 +126,3 @@ fn read_secret(section: &str, url: &mut Secret, file: Option<&Path>, folder: &Pa
         Err(source) => Err(ConfigError::Read { path, field: Some(field), source }),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,25 +1,31 @@
 //! Composes the stages: starts them, keeps the stream going, and ends them in order.
 //!
 //! ```text
-//! start: listeners bound -> catalog inspected -> tiers -> [replicate | keep L2 connected | serve | upkeep]
+//! start: listeners bound -> catalog inspected -> tiers -> [replicate | watch the slot | keep L2 connected | sweep | expire
+//!        | requery | warm | fill for commands | audit | serve | upkeep]
 //! stop:  not ready -> last batch applied and confirmed -> requests drained, within the grace period
 //! ```
 
-mod commanded;
 mod commands;
+mod context;
 mod error;
 mod follow;
 mod housekeeping;
+mod idle;
+mod inspect;
 mod invalidate;
 mod operate;
+mod orders;
 mod pipeline;
 mod replicate;
 mod session;
+mod settings;
+mod shapes;
 mod slot;
-mod start;
 mod status;
 mod sweep;
 mod tap;
+mod upkeep;
 mod warmth;
 mod watch;
 
@@ -27,73 +33,29 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::Pool;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::apply::outage::{Bound, Outage};
+use self::context::{Context, context};
+pub use self::error::DaemonError;
+use self::operate::{Catalogued, Operator};
+use self::settings::{bytes, freshness, http_limits};
+use self::status::Status;
 use crate::audit::{self, Auditor};
-use crate::cache::answer::{Answer, Demand, ReadError};
-use crate::cache::bound;
+use crate::cache::Cache;
 use crate::cache::fill::Filler;
-use crate::cache::l1::L1;
-use crate::cache::l2::{self, L2};
 use crate::cache::permits::Permits;
-use crate::cache::requery::Requeries;
 use crate::cache::rows::Rows;
-use crate::cache::voids::Voids;
-use crate::cache::warm::Warmer;
-use crate::cache::watermark::Watermark;
-use crate::cache::{Cache, Freshness, Hierarchy};
-use crate::config::{Config, EntityConfig, L2Config};
-use crate::entity::{Entity, EntryKey, Resolved, Shape};
-use crate::metrics::{
-    ApplyMetrics, AuditMetrics, CacheMetrics, CommandMetrics, FillMetrics, InstanceMetrics, ReplicationMetrics,
-    SweepMetrics,
-};
-use crate::serve::{self, Limits, Listener, Reads};
-use crate::source::{self, Followed, SourceError};
-
-use commands::Commands;
-pub use error::DaemonError;
-use operate::{Catalogued, Operator};
-use status::Status;
-use tap::Tap;
+use crate::config::Config;
+use crate::metrics::{AuditMetrics, CacheMetrics, FillMetrics};
+use crate::serve::{self, Limits, Listener};
 
 /// How long one statement of the daemon's own may take, in the catalog or for an epoch.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often histograms are condensed.
-const UPKEEP: Duration = Duration::from_secs(5);
 /// Connections of the admin listener.
 const ADMIN_CONNECTIONS: usize = 64;
-
-/// What the stages share.
-struct Context {
-    config: Config,
-    hierarchy: Arc<Hierarchy>,
-    metrics: crate::apply::Metrics,
-    instance: Arc<InstanceMetrics>,
-    status: Arc<Status>,
-    /// Since when L2 fails, across sessions of the stream.
-    outage: Arc<Outage>,
-    commands: Commands,
-    /// Connections for fills.
-    pool: Pool,
-    /// The server that the stream comes from; nothing is asked of another.
-    followed: Arc<Followed>,
-    /// What applications' commands are counted by.
-    commanded: CommandMetrics,
-    /// What applications want to be filled.
-    warmer: Arc<Warmer>,
-    /// What sweeping reports.
-    sweeps: SweepMetrics,
-    /// Who watches the stream.
-    tap: Arc<Tap>,
-    /// What is to be read again after events.
-    requeries: Arc<Requeries>,
-}
 
 /// A running daemon.
 pub struct Daemon {
@@ -103,7 +65,7 @@ pub struct Daemon {
     pub admin: SocketAddr,
     tasks: JoinSet<Result<(), DaemonError>>,
     stop: CancellationToken,
-    /// Cancelled once nothing is applied any more: then connections to the tiers may go.
+    /// How long stopping may take.
     grace: Duration,
 }
 
@@ -113,7 +75,7 @@ impl Daemon {
     /// # Errors
     /// Whatever an operator must mend: an address in use, a finding of the catalog, a refused login.
     pub async fn start(
-        config: Config,
+        mut config: Config,
         prometheus: PrometheusHandle,
         stop: CancellationToken,
     ) -> Result<Daemon, DaemonError> {
@@ -123,7 +85,7 @@ impl Daemon {
         let status = Arc::new(Status::new(prometheus.clone(), &config, stop.clone()));
         let grace = config.http.grace;
         let mut tasks = JoinSet::new();
-        let limits = limits(&config);
+        let limits = http_limits(&config);
         let admin_limits = Limits { max_connections: ADMIN_CONNECTIONS, ..limits };
         // First, so that probes are answered while the source is waited for; and last to go.
         let admin_stop = CancellationToken::new();
@@ -133,7 +95,7 @@ impl Daemon {
                 (serve::admin::Admin::new(status.clone(), operator.clone(), limits), admin_stop.clone());
             async move { admin.serve(move || serve::admin::service(&routes), admin_limits, stop).await }
         });
-        let entities = start::inspect(&config, &stop).await?;
+        let entities = inspect::inspect(&mut config, &stop).await?;
         let context = Arc::new(context(config, entities, status)?);
         let config = &context.config;
 
@@ -239,22 +201,10 @@ impl Daemon {
             }
         });
         tasks.spawn({
-            let (stop, instance) = (stop.clone(), context.instance.clone());
+            let (context, stop) = (context.clone(), stop.clone());
             async move {
-                let mut tick = tokio::time::interval(UPKEEP);
-                loop {
-                    tokio::select! {
-                        () = stop.cancelled() => return Ok(()),
-                        _ = tick.tick() => {
-                            prometheus.run_upkeep();
-                            instance.db_pool_available(pool.status().available);
-                            for (entity, l1) in hierarchy.l1.iter().flat_map(L1::fullness) {
-                                let name = entity.map(|id| hierarchy.entities[id].name.as_str());
-                                instance.l1(name, l1.entries, (l1.size, l1.max_size));
-                            }
-                        }
-                    }
-                }
+                upkeep::run(&prometheus, &context, &stop).await;
+                Ok(())
             }
         });
         Ok(Daemon { http: addresses.0, admin: addresses.1, tasks, stop, grace })
@@ -323,126 +273,4 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     daemon.run().await?;
     info!("stopped");
     Ok(())
-}
-
-fn context(config: Config, resolved: Vec<Resolved>, status: Arc<Status>) -> Result<Context, DaemonError> {
-    let entities: Vec<Arc<Entity>> = (config.entities.iter().zip(resolved).enumerate())
-        .map(|(id, (e, resolved))| {
-            let prefix = config.l2.as_ref().map_or("", |l2| &l2.prefix);
-            let shape = resolved.shape.unwrap_or_else(|| Shape::unknown(resolved.signature));
-            let entity = Entity::new(id, e.definition(), prefix, shape);
-            entity.set_standing(resolved.standing);
-            entity.set_seen(resolved.signature);
-            Arc::new(entity)
-        })
-        .collect();
-    let l2 = match &config.l2 {
-        Some(l2) => Some(Arc::new(L2::new(connection(l2)).map_err(DaemonError::L2Url)?)),
-        None => None,
-    };
-    // Without L2 it is never looked at.
-    let backlog = config.l2.clone().unwrap_or_default();
-    let outage = Outage::new(Bound { max_backlog: backlog.max_backlog, max_backlog_age: backlog.max_backlog_age });
-    let own: Vec<Option<u64>> = config.entities.iter().map(|e| e.l1_size).collect();
-    let l1 = config.l1.enabled.then(|| L1::with_parts(config.l1.max_size, &own));
-    let names = || config.entities.iter().map(|e| e.name.as_str());
-    let metrics = crate::apply::Metrics {
-        apply: Arc::new(ApplyMetrics::new(names())),
-        replication: Arc::new(ReplicationMetrics::new(names())),
-    };
-    entities.iter().for_each(|entity| metrics.apply.servable(entity.id, entity.is_servable()));
-    let voids = Voids::new(entities.len());
-    let hierarchy = Arc::new(Hierarchy { entities, l1, l2, watermark: Watermark::default(), voids });
-    let followed = Arc::new(Followed::default());
-    let pool = source::pool(&config.source, followed.clone())?;
-    let commanded = CommandMetrics::new();
-    Ok(Context {
-        config,
-        hierarchy,
-        metrics,
-        instance: Arc::new(InstanceMetrics::new()),
-        status,
-        outage: Arc::new(outage),
-        commands: Commands::default(),
-        pool,
-        followed,
-        warmer: Arc::new(Warmer::new(commanded.clone())),
-        requeries: Arc::default(),
-        commanded,
-        sweeps: SweepMetrics::new(),
-        tap: Arc::default(),
-    })
-}
-
-fn connection(l2: &L2Config) -> l2::Config {
-    l2::Config {
-        url: l2.url.expose().to_owned(),
-        prefix: l2.prefix.clone(),
-        response_timeout: l2.response_timeout,
-        connect_timeout: l2.connect_timeout,
-        lease_ttl: l2.lease_ttl,
-        lease_wait: l2.lease_wait,
-    }
-}
-
-/// A size of the configuration, as far as this machine can count.
-fn bytes(size: u64) -> usize {
-    usize::try_from(size).unwrap_or(usize::MAX)
-}
-
-fn limits(config: &Config) -> Limits {
-    Limits {
-        max_body: bytes(config.http.max_body),
-        max_batch: config.http.max_batch,
-        header_timeout: config.http.header_timeout,
-        max_connections: config.http.max_connections,
-        grace: config.http.grace,
-    }
-}
-
-fn freshness(config: &Config) -> Freshness {
-    let f = &config.freshness;
-    let of = |entity: &EntityConfig| {
-        let max_staleness = entity.max_staleness.unwrap_or(f.max_staleness);
-        bound::Bound::new(f.stale_after, max_staleness, entity.past_max_staleness.unwrap_or(f.past_max_staleness))
-    };
-    Freshness {
-        bounds: config.entities.iter().map(of).collect(),
-        min_lsn_wait: f.min_lsn_wait,
-        min_lsn_wait_max: f.min_lsn_wait_max,
-    }
-}
-
-impl Reads for Cache {
-    fn entity(&self, name: &str) -> Option<&Arc<Entity>> {
-        Cache::entity(self, name)
-    }
-
-    fn read_l1(&self, entity: &Entity, key: &EntryKey, demand: &Demand) -> Option<Answer> {
-        Cache::read_l1(self, entity, key, demand)
-    }
-
-    fn read(
-        &self,
-        entity: &Arc<Entity>,
-        key: EntryKey,
-        demand: Demand,
-    ) -> impl Future<Output = Result<Answer, ReadError>> + Send {
-        Cache::read(self, entity, key, demand)
-    }
-
-    fn read_many(
-        &self,
-        entity: &Arc<Entity>,
-        keys: Vec<EntryKey>,
-        demand: Demand,
-    ) -> impl Future<Output = Vec<Result<Answer, ReadError>>> + Send {
-        Cache::read_many(self, entity, keys, demand)
-    }
-}
-
-impl From<SourceError> for DaemonError {
-    fn from(error: SourceError) -> Self {
-        DaemonError::Source(error)
-    }
 }

@@ -1,17 +1,14 @@
-//! Decoding: from the bytes of the replication stream to [`crate::change::Event`]s, and from the text of a value to
-//! its JSON form.
+//! Decoding: from the bytes of the replication stream to [`crate::change::Event`]s.
 //!
 //! Pure: no IO and no clock. Malformed input is an error that names what is wrong and where, never a panic; a length
 //! is checked before anything is read or allocated by it. Errors hold numbers and never values: they may be logged.
 //!
 //! - [`pgoutput`]: messages of Postgres' own output plugin.
 //! - [`wal2json`]: messages of the plugin of that name.
-//! - [`render`]: a value's text to the JSON that `row_to_json` gives for it.
 
 #[cfg(test)]
-mod fuzz;
+pub(crate) mod fuzz;
 pub mod pgoutput;
-pub mod render;
 pub mod wal2json;
 
 use crate::change::Event;

@@ -3,30 +3,41 @@
 //! The change is made in a transaction that is rolled back, or is only thought of; what it would put into the log goes the
 //! way of the real one, through the planner, once for each rule by itself. Nothing is written, neither to Postgres nor to
 //! Redis. What a trigger or a cascade changes beside the named table is not seen, nor are publications' row filters.
+//! All of it has to be done within some seconds: meanwhile, the rows are locked.
 
 mod relation;
 mod statement;
+mod trial;
+mod update;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use indexmap::IndexSet;
 use serde::Serialize;
-use tokio_postgres::Client;
-use tracing::debug;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Statement};
 
 use self::relation::{Changed, Table};
-use crate::apply::lookup::{self, LookupError, Text};
+use self::trial::Trial;
+use crate::apply::lookup::{self, LookupError};
 use crate::catalog;
 use crate::config::{Config, TableName};
 use crate::entity::query::{Query, QueryFacts, Via};
 use crate::entity::{Entity, Standing};
 use crate::plan::{Effect, Planner};
 use crate::source::SourceError;
+use crate::source::text::Text;
 
 /// Rows of which the effects are told.
 const MAX_ROWS: usize = 1000;
-/// Keys that one lookup may find.
-const MAX_KEYS: usize = 10_000;
+/// Effects after which no more rows are told, and keys that are kept of lookups that were run.
+const MAX_EFFECTS: usize = 100_000;
+
+/// How often a statement is tried while others change the same rows.
+const TRIES: usize = 3;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -34,9 +45,15 @@ pub enum DryRunError {
     /// The source cannot be asked.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The database refuses the statement.
+    /// The database refuses the statement; with what it says.
     #[error("the database refuses the statement: {0}")]
-    Refused(String),
+    Refused(String, Option<SqlState>),
+    /// It takes too long.
+    #[error("not done within {0:?}, and taken back: until then others wait for the rows that it changes")]
+    Late(Duration),
+    /// Rows that it would change are no longer those that it has found, time and again.
+    #[error("others change the same rows all the while")]
+    Overtaken,
     /// It is none that changes rows.
     #[error(
         "{0} is no single INSERT, UPDATE or DELETE without RETURNING: of other statements, ask for rows with --table and --key"
@@ -78,7 +95,7 @@ pub struct RowReport {
 }
 
 /// What would become of one entry, or of all of an entity.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Consequence {
     /// The entity.
     pub entity: String,
@@ -94,7 +111,6 @@ pub struct Consequence {
 struct Probe {
     entity: Arc<Entity>,
     rule: String,
-    lookup: bool,
 }
 
 /// What the statement would do.
@@ -103,16 +119,22 @@ struct Probe {
 /// [`DryRunError`].
 pub async fn of_statement(client: &mut Client, config: &Config, sql: &str) -> Result<Report, DryRunError> {
     let (probes, uncached) = probes(client, config).await?;
-    let transaction = statement::begin(client).await?;
-    let target = statement::target(&transaction, sql).await?;
-    let table = Table::read(transaction.client(), &target.table).await?;
-    let changed = statement::run(&transaction, sql, &target, &table).await?;
-    let report = report(transaction.client(), &probes, uncached, &table, changed).await;
-    if let Err(error) = transaction.rollback().await {
-        // The connection is dropped, and with it the transaction.
-        debug!(%error, "roll back");
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let trial = Trial::begin(client).await?;
+        let report = async {
+            let target = statement::target(&trial, sql).await?;
+            let table = Table::read(&trial, &target.table).await?;
+            let (changed, total) = statement::run(&trial, sql, &target, &table).await?;
+            report(&trial, &probes, uncached.clone(), &table, (changed, total)).await
+        };
+        let report = report.await;
+        trial.end().await;
+        if tries >= TRIES || !matches!(report, Err(DryRunError::Overtaken)) {
+            return report;
+        }
     }
-    report
 }
 
 /// What an update that changes nothing else, and a delete, of one row would do. `key` is its primary key, spelled as in
@@ -122,22 +144,22 @@ pub async fn of_statement(client: &mut Client, config: &Config, sql: &str) -> Re
 /// [`DryRunError`].
 pub async fn of_row(client: &mut Client, config: &Config, table: &TableName, key: &str) -> Result<Report, DryRunError> {
     let (probes, uncached) = probes(client, config).await?;
-    let transaction = statement::begin(client).await?;
-    let table = Table::read(transaction.client(), table).await?;
-    let row = table.row(transaction.client(), key).await?;
+    let trial = Trial::begin(client).await?;
+    let table = Table::read(&trial, table).await?;
+    let row = table.row(&trial, key).await?;
     let changed = vec![
         Changed { old: Some(row.clone()), new: Some(row.clone()), other_key: false },
         Changed { old: Some(row), new: None, other_key: false },
     ];
-    report(transaction.client(), &probes, uncached, &table, changed).await
+    report(&trial, &probes, uncached, &table, (changed, 2)).await
 }
 
 /// Each entity as often as it has rules; and those that are not cached.
 async fn probes(client: &Client, config: &Config) -> Result<(Vec<Probe>, Vec<String>), DryRunError> {
     let (mut probes, mut uncached) = (Vec::new(), Vec::new());
     let prefix = config.l2.as_ref().map_or("", |l2| &l2.prefix);
-    for of in &config.entities {
-        let (resolved, _) = catalog::resolve(client, config, of).await?;
+    let all: Vec<usize> = (0..config.entities.len()).collect();
+    for (of, (resolved, _)) in config.entities.iter().zip(catalog::resolve(client, config, &all).await?) {
         if let (false, Some(why)) = (resolved.standing == Standing::Cached, resolved.standing.cause()) {
             uncached.push(format!("{}: {why}", of.name));
         }
@@ -145,7 +167,7 @@ async fn probes(client: &Client, config: &Config) -> Result<(Vec<Probe>, Vec<Str
         let definition = of.definition();
         let Some(query) = definition.query.clone() else {
             let entity = Arc::new(Entity::new(probes.len(), definition, prefix, shape));
-            probes.push(Probe { entity, rule: format!("rows of {}", of.table), lookup: false });
+            probes.push(Probe { entity, rule: format!("rows of {}", of.table) });
             continue;
         };
         let facts = shape.query.clone();
@@ -164,92 +186,116 @@ async fn probes(client: &Client, config: &Config) -> Result<(Vec<Probe>, Vec<Str
                 Via::All => "all".to_owned(),
             };
             let rule = format!("depends_on[{i}]: {}.{}, {via}", rule.schema, rule.table);
-            probes.push(Probe { entity, rule, lookup: via.starts_with("lookup") });
+            probes.push(Probe { entity, rule });
         }
     }
     Ok((probes, uncached))
 }
 
+/// What is told of the rows that were changed: some of `total`.
 async fn report(
-    client: &Client,
+    trial: &Trial<'_>,
     probes: &[Probe],
     uncached: Vec<String>,
     table: &Table,
-    changed: Vec<Changed>,
+    (changed, total): (Vec<Changed>, usize),
 ) -> Result<Report, DryRunError> {
     let mut planner = Planner::new(probes.iter().map(|probe| probe.entity.clone()).collect());
     // Only what a row does is asked.
     planner.announce(&table.relation, &mut Vec::new());
-    let mut report = Report { rows: Vec::new(), left_out: changed.len().saturating_sub(MAX_ROWS), uncached };
-    for changed in changed.iter().take(MAX_ROWS) {
+    let mut lookups = Lookups { trial, probes, prepared: HashMap::new(), found: HashMap::new(), kept: 0 };
+    let (mut rows, mut told) = (Vec::new(), 0);
+    for changed in &changed {
+        if told >= MAX_EFFECTS {
+            break;
+        }
         let Some((op, change)) = table.change(changed) else { continue };
-        let mut effects = Vec::new();
-        planner.plan(&change, &mut effects);
-        let mut told = Vec::new();
-        for effect in effects {
-            tell(client, probes, effect, &mut told).await?;
+        let mut planned = Vec::new();
+        planner.plan(&change, &mut planned);
+        let mut effects = IndexSet::new();
+        for effect in planned {
+            tell(&mut lookups, effect, &mut effects).await?;
         }
-        let mut effects: Vec<Consequence> = Vec::with_capacity(told.len());
-        for consequence in told {
-            if !effects.contains(&consequence) {
-                effects.push(consequence);
-            }
-        }
-        report.rows.push(RowReport { op, table: table.name(), row: table.describe(changed), effects });
+        told += effects.len();
+        let effects = effects.into_iter().collect();
+        rows.push(RowReport { op, table: table.name(), row: table.describe(changed), effects });
     }
-    Ok(report)
+    let left_out = total.saturating_sub(rows.len());
+    Ok(Report { rows, left_out, uncached })
 }
 
-/// Appends what an effect means.
-async fn tell(
-    client: &Client,
-    probes: &[Probe],
-    effect: Effect,
-    told: &mut Vec<Consequence>,
-) -> Result<(), DryRunError> {
+/// Adds what an effect means.
+async fn tell(lookups: &mut Lookups<'_>, effect: Effect, told: &mut IndexSet<Consequence>) -> Result<(), DryRunError> {
     let (id, keys, effect) = match effect {
-        Effect::Put { entity, key, .. } | Effect::Merge { entity, key, .. } => (entity, Some(vec![key]), "put"),
-        Effect::Delete { entity, key, .. } => (entity, Some(vec![key]), "void"),
+        Effect::Put { entity, key, .. } | Effect::Merge { entity, key, .. } => (entity, Some([key].into()), "put"),
+        Effect::Delete { entity, key, .. } => (entity, Some([key].into()), "void"),
         Effect::Lookup { entity, rule, values } => {
-            let found = run_lookup(client, &probes[entity], rule, values).await?;
+            let found = lookups.run(entity, rule, values).await?;
             // More than that void the whole entity.
-            (entity, (found.len() <= MAX_KEYS).then_some(found), "void")
+            (entity, Some(found).filter(|found| found.len() <= lookup::MAX_KEYS), "void")
         }
         Effect::Raise { entity } | Effect::Discard { entity, .. } | Effect::Moved { entity } => (entity, None, "void"),
         Effect::Void(_) | Effect::Reshape { .. } | Effect::LookAround => return Ok(()),
     };
-    let Probe { entity, rule, .. } = &probes[id];
-    let effect = if effect == "void" && entity.is_requeried() { "requery" } else { effect };
+    let Probe { entity, rule } = &lookups.probes[id];
+    // Not where all entries are voided: which of them were cached is not known then.
+    let effect = if effect == "void" && keys.is_some() && entity.is_requeried() { "requery" } else { effect };
     let consequence = |key| Consequence { entity: entity.name.clone(), key, effect, rule: rule.clone() };
     match keys {
-        None => told.push(consequence(None)),
-        Some(keys) => told.extend(keys.into_iter().map(|key| {
-            let key = String::from_utf8_lossy(&key).into_owned();
+        None => drop(told.insert(consequence(None))),
+        Some(keys) => told.extend(keys.iter().map(|key| {
+            let key = String::from_utf8_lossy(key);
             consequence(Some(key.strip_prefix(entity.redis_prefix.as_str()).unwrap_or(&key).to_owned()))
         })),
     }
     Ok(())
 }
 
-/// The keys that a rule's lookup finds now.
-async fn run_lookup(
-    client: &Client,
-    probe: &Probe,
-    rule: usize,
-    values: Vec<Option<Vec<u8>>>,
-) -> Result<Vec<Vec<u8>>, DryRunError> {
-    debug_assert!(probe.lookup);
-    let refused = |error: tokio_postgres::Error| DryRunError::Refused(relation::said(&error));
-    let statement = lookup::statement(&probe.entity, rule, MAX_KEYS + 1)?;
-    let statement = client.prepare(&statement).await.map_err(refused)?;
-    let values: Vec<Text> = values.into_iter().map(Text).collect();
-    let values: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = values.iter().map(|value| value as _).collect();
-    let rows = client.query(&statement, &values).await.map_err(refused)?;
-    let mut keys = Vec::with_capacity(rows.len());
-    for row in &rows {
-        keys.extend(lookup::key(&probe.entity, row)?.map(|key| key.redis().as_bytes().to_vec()));
+/// What the rules' lookups find now, each asked once.
+struct Lookups<'a> {
+    trial: &'a Trial<'a>,
+    probes: &'a [Probe],
+    /// By probe.
+    prepared: HashMap<usize, Statement>,
+    found: HashMap<(usize, Values), Keys>,
+    kept: usize,
+}
+
+/// The changed row's values that a lookup is given.
+type Values = Vec<Option<Vec<u8>>>;
+/// Keys in Redis.
+type Keys = Arc<[Vec<u8>]>;
+
+impl Lookups<'_> {
+    async fn run(&mut self, probe: usize, rule: usize, values: Values) -> Result<Keys, DryRunError> {
+        let asked = (probe, values);
+        if let Some(found) = self.found.get(&asked) {
+            return Ok(found.clone());
+        }
+        let entity = &self.probes[probe].entity;
+        let statement = match self.prepared.get(&probe) {
+            Some(statement) => statement.clone(),
+            None => {
+                let (sql, types) = lookup::statement(entity, &entity.shape(), rule, lookup::MAX_KEYS + 1)?;
+                let statement = self.trial.prepare(&sql, &types).await?;
+                self.prepared.insert(probe, statement.clone());
+                statement
+            }
+        };
+        let values: Vec<Text> = asked.1.iter().cloned().map(Text).collect();
+        let values: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = values.iter().map(|value| value as _).collect();
+        let rows = self.trial.run(&statement, &values).await?;
+        let mut keys = Vec::with_capacity(rows.len());
+        for row in &rows {
+            keys.extend(lookup::key(entity, row)?.map(|key| key.redis().as_bytes().to_vec()));
+        }
+        let keys = Keys::from(keys);
+        if self.kept + keys.len() <= MAX_EFFECTS {
+            self.kept += keys.len();
+            self.found.insert(asked, keys.clone());
+        }
+        Ok(keys)
     }
-    Ok(keys)
 }
 
 impl fmt::Display for Report {

@@ -19,7 +19,7 @@ use bytes::Bytes;
 
 pub use self::due::Due;
 
-use crate::entity::Generation;
+use crate::generation::Generation;
 use crate::lsn::Lsn;
 
 /// Bytes before the value.

@@ -4,14 +4,17 @@
 //! Both exist only where debug assertions are on. A release build holds neither: [`reached`] and [`is_off`] compile to
 //! nothing there, and a daemon for which either is configured refuses to start.
 //!
-//! - [`KILLS`]: a list of `name=kill@N` or `name=stop@N`, comma-separated: the process sends itself SIGKILL, or SIGSTOP,
-//!   when it reaches that point for the N-th time.
+//! - [`KILLS`]: a list of `name=kill@N`, `name=stop@N` or `name=wait@N`, comma-separated: the process sends itself SIGKILL,
+//!   or SIGSTOP, when it reaches that point for the N-th time; or the task that reaches it waits while the file [`HOLD`]
+//!   is there, and all others go on.
 //! - [`WITHOUT`]: a list of rules to leave out, comma-separated.
 
 use std::fmt::Display;
 
 /// The environment variable that says where to die: `WALCACHE_FAILPOINTS=before-write=kill@3,leased=kill@1`.
 pub const KILLS: &str = "WALCACHE_FAILPOINTS";
+/// The environment variable that names the file whose removal ends a `wait`.
+pub const HOLD: &str = "WALCACHE_FAILPOINT_HOLD";
 /// The environment variable that says what to leave out: `WALCACHE_WITHOUT=gate,lease`.
 pub const WITHOUT: &str = "WALCACHE_WITHOUT";
 
@@ -48,11 +51,15 @@ pub enum Point {
     AfterRaise,
     /// What a batch voids by tags and patterns is in the fence, and nothing else of it.
     Voided,
+    /// Patterns are due to be swept, and nothing was removed for them.
+    BeforeSweep,
+    /// What patterns have voided is out of L2, and the patterns stand.
+    Swept,
 }
 
 impl Point {
     /// All of them.
-    pub const ALL: [Point; 15] = [
+    pub const ALL: [Point; 17] = [
         Point::BeforeWrite,
         Point::BetweenScripts,
         Point::BeforeDone,
@@ -68,6 +75,8 @@ impl Point {
         Point::BeforeRaise,
         Point::AfterRaise,
         Point::Voided,
+        Point::BeforeSweep,
+        Point::Swept,
     ];
 
     /// As it is written in [`KILLS`].
@@ -88,6 +97,8 @@ impl Point {
             Point::BeforeRaise => "before-raise",
             Point::AfterRaise => "after-raise",
             Point::Voided => "voided",
+            Point::BeforeSweep => "before-sweep",
+            Point::Swept => "swept",
         }
     }
 }
@@ -187,6 +198,7 @@ fn parts(text: &str) -> impl Iterator<Item = &str> {
 enum Action {
     Kill,
     Stop,
+    Wait,
 }
 
 fn parse_kills(text: &str) -> Result<Vec<(Point, Action, u64)>, FailpointError> {
@@ -196,12 +208,13 @@ fn parse_kills(text: &str) -> Result<Vec<(Point, Action, u64)>, FailpointError> 
         let action = match action {
             "kill" => Action::Kill,
             "stop" => Action::Stop,
+            "wait" => Action::Wait,
             _ => return None,
         };
         let nth = nth.parse().ok().filter(|nth| *nth > 0)?;
         Some((Point::ALL.into_iter().find(|point| point.name() == name)?, action, nth))
     };
-    let form = "name=kill@N or name=stop@N with N from 1";
+    let form = "name=kill@N, name=stop@N or name=wait@N with N from 1";
     parts(text)
         .map(|part| parse(part).ok_or_else(|| malformed(KILLS, part, form, Point::ALL.map(Point::name).into())))
         .collect()
@@ -232,15 +245,15 @@ mod state {
     static ARMED: AtomicBool = AtomicBool::new(false);
     /// By point, at which time to die; 0: never.
     static NTH: [AtomicU64; Point::ALL.len()] = [const { AtomicU64::new(0) }; Point::ALL.len()];
-    /// By point, whether to be stopped only.
-    static STOP: [AtomicBool; Point::ALL.len()] = [const { AtomicBool::new(false) }; Point::ALL.len()];
+    /// By point, the [`Action`].
+    static ACTION: [AtomicU8; Point::ALL.len()] = [const { AtomicU8::new(Action::Kill as u8) }; Point::ALL.len()];
     /// By point, how often it was reached.
     static REACHED: [AtomicU64; Point::ALL.len()] = [const { AtomicU64::new(0) }; Point::ALL.len()];
     /// A bit for each rule.
     static LEFT_OUT: AtomicU8 = AtomicU8::new(0);
 
     pub(super) fn arm(point: Point, action: Action, nth: u64) {
-        STOP[point as usize].store(action == Action::Stop, Ordering::Relaxed);
+        ACTION[point as usize].store(action as u8, Ordering::Relaxed);
         NTH[point as usize].store(nth, Ordering::Relaxed);
         ARMED.store(true, Ordering::Release);
     }
@@ -264,7 +277,21 @@ mod state {
     }
 
     fn end(point: Point, count: u64) {
-        if STOP[point as usize].load(Ordering::Relaxed) {
+        let action = ACTION[point as usize].load(Ordering::Relaxed);
+        if action == Action::Wait as u8 {
+            let hold = std::env::var_os(super::HOLD).map(std::path::PathBuf::from);
+            tracing::warn!(point = point.name(), count, ?hold, "failpoint: this task waits");
+            let there = || hold.as_ref().is_some_and(|hold| hold.exists());
+            // Other tasks of this thread move on to another one.
+            tokio::task::block_in_place(|| {
+                while there() {
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                }
+            });
+            tracing::warn!(point = point.name(), "failpoint: it goes on");
+            return;
+        }
+        if action == Action::Stop as u8 {
             tracing::warn!(point = point.name(), count, "failpoint: stopping this process");
             let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
             // It may reach another thread first: this one must not go on before all are stopped.
@@ -285,8 +312,8 @@ mod tests {
     #[test]
     fn reads_where_to_die_and_what_to_leave_out() {
         assert_eq!(
-            parse_kills("before-write=kill@3, leased=stop@1").unwrap(),
-            [(Point::BeforeWrite, Action::Kill, 3), (Point::Leased, Action::Stop, 1)]
+            parse_kills("before-write=kill@3, leased=stop@1,swept=wait@2").unwrap(),
+            [(Point::BeforeWrite, Action::Kill, 3), (Point::Leased, Action::Stop, 1), (Point::Swept, Action::Wait, 2)]
         );
         assert_eq!(parse_kills("").unwrap(), []);
         assert_eq!(parse_without("fence,gate").unwrap(), [Rule::L1Fence, Rule::Gate]);
@@ -294,7 +321,7 @@ mod tests {
 
     #[test]
     fn refuses_what_it_does_not_know_and_lists_the_names() {
-        for bad in ["before-write", "before-write=kill", "before-write=kill@0", "nowhere=kill@1", "leased=wait@1"] {
+        for bad in ["before-write", "before-write=kill", "before-write=kill@0", "nowhere=kill@1", "leased=hang@1"] {
             let error = parse_kills(bad).unwrap_err().to_string();
             for point in Point::ALL {
                 assert!(error.contains(point.name()) && error.contains(bad), "{error}");

@@ -87,8 +87,7 @@ impl Gate {
         let mut said = false;
         let mut pause = Duration::from_millis(1);
         loop {
-            let hidden = xids.iter().find(|xid| !self.last.as_ref().is_some_and(|s| s.sees(**xid)));
-            let Some(xid) = hidden else { return Ok(()) };
+            let Some(xid) = self.hidden(xids) else { return Ok(()) };
             if polls > EAGER_POLLS {
                 if !said && since.elapsed() > LONG_WAIT {
                     said = true;
@@ -101,8 +100,26 @@ impl Gate {
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
             polls += 1;
-            self.last = Some(self.snapshot().await?);
+            self.look().await?;
         }
+    }
+
+    /// Takes a new snapshot.
+    ///
+    /// # Errors
+    /// If the connection fails.
+    pub async fn look(&mut self) -> Result<(), GateError> {
+        self.last = Some(self.snapshot().await?);
+        Ok(())
+    }
+
+    /// Whether the newest snapshot that was taken sees all these transactions.
+    pub fn sees(&self, xids: &[u32]) -> bool {
+        self.hidden(xids).is_none()
+    }
+
+    fn hidden(&self, xids: &[u32]) -> Option<u32> {
+        xids.iter().copied().find(|xid| !self.last.as_ref().is_some_and(|snapshot| snapshot.sees(*xid)))
     }
 
     /// Waits until every transaction that runs now has ended. A slot that was just made streams commits from some point
@@ -120,6 +137,8 @@ impl Gate {
     /// # Errors
     /// If the connection fails.
     pub async fn running(&self) -> Result<Vec<u32>, GateError> {
+        let spent = timeout(self.patience, self.client.query_one(include_str!("../sql/spend_xid.sql"), &[])).await;
+        spent.map_err(|_| GateError::Silent(self.patience))??;
         Ok(self.snapshot().await?.in_progress)
     }
 

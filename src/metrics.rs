@@ -11,6 +11,7 @@ mod http;
 mod instance;
 mod label;
 mod lifetime;
+mod requery;
 mod slot;
 mod stream;
 mod sweep;
@@ -25,13 +26,18 @@ pub use command::CommandMetrics;
 pub use http::HttpMetrics;
 pub use instance::InstanceMetrics;
 pub use label::{
-    Audit, Cause, Command, Commanded, Fenced, Fill, Lookup, LookupVoid, Op, Renewal, Route, SlotStatus, Tier, Warmed,
+    Answered, Audit, Cause, Command, Commanded, Fenced, Fill, LookupVoid, NoRequery, Op, Renewal, Route, SlotStatus,
+    Tier, Warmed,
 };
 pub use lifetime::LifetimeMetrics;
+pub use requery::RequeryMetrics;
 pub use slot::SlotMetrics;
 pub use stream::ReplicationMetrics;
 pub use sweep::SweepMetrics;
 pub use warm::WarmMetrics;
+
+/// Told by the stream, and by the look at the slot.
+const REPLICATION_LAG_BYTES: &str = "walcache_replication_lag_bytes";
 
 /// Installs the process's recorder and describes every metric. To be called once, before any handle is made: handles
 /// made earlier count nothing. The caller runs [`PrometheusHandle::run_upkeep`] every few seconds, or histograms grow
@@ -63,6 +69,7 @@ fn describe() {
     apply::describe();
     cache::describe();
     lifetime::describe();
+    requery::describe();
     command::describe();
     audit::describe();
     http::describe();
@@ -97,7 +104,7 @@ mod tests {
             apply.invalidations(0, Cause::Toast, 2);
             apply.servable(0, true);
             let cache = CacheMetrics::new("product");
-            cache.lookup(Tier::L2, Lookup::Stale);
+            cache.lookup(Tier::L2, Answered::Stale);
             cache.fill(Fill::Voided, 1);
             cache.lifetime.expired(Tier::L1, 4);
             cache.lifetime.overdue();

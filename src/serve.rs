@@ -19,6 +19,7 @@ mod listener;
 mod problem;
 mod projection;
 mod read;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod timer;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use warp::http;
 
+use crate::cache::Cache;
 use crate::cache::answer::{Answer, Demand, ReadError};
 use crate::entity::{Entity, EntryKey};
 
@@ -62,6 +64,34 @@ pub trait Reads: Send + Sync + 'static {
         keys: Vec<EntryKey>,
         demand: Demand,
     ) -> impl Future<Output = Vec<Result<Answer, ReadError>>> + Send;
+}
+
+impl Reads for Cache {
+    fn entity(&self, name: &str) -> Option<&Arc<Entity>> {
+        Cache::entity(self, name)
+    }
+
+    fn read_l1(&self, entity: &Entity, key: &EntryKey, demand: &Demand) -> Option<Answer> {
+        Cache::read_l1(self, entity, key, demand)
+    }
+
+    fn read(
+        &self,
+        entity: &Arc<Entity>,
+        key: EntryKey,
+        demand: Demand,
+    ) -> impl Future<Output = Result<Answer, ReadError>> + Send {
+        Cache::read(self, entity, key, demand)
+    }
+
+    fn read_many(
+        &self,
+        entity: &Arc<Entity>,
+        keys: Vec<EntryKey>,
+        demand: Demand,
+    ) -> impl Future<Output = Vec<Result<Answer, ReadError>>> + Send {
+        Cache::read_many(self, entity, keys, demand)
+    }
 }
 
 /// What clients may ask of a listener at most.

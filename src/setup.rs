@@ -31,8 +31,10 @@ pub enum SetupError {
 /// # Errors
 /// Where there is an error that setup does not mend, or the catalog cannot be read.
 pub async fn steps(client: &Client, config: &Config) -> Result<Vec<Finding>, SetupError> {
-    let findings = catalog::inspect(client, config).await?.findings;
-    let (mut steps, others): (Vec<Finding>, Vec<Finding>) = findings.into_iter().partition(|f| f.setup.is_some());
+    let mut inspection = catalog::inspect(client, config).await?;
+    let of_warming = catalog::inspect_warming(client, config, &inspection).await?;
+    let findings = std::mem::take(&mut inspection.findings).into_iter().chain(of_warming);
+    let (mut steps, others): (Vec<Finding>, Vec<Finding>) = findings.partition(|f| f.setup.is_some());
     let refused: Vec<Finding> = others.into_iter().filter(|f| f.severity == Severity::Error).collect();
     if !refused.is_empty() {
         return Err(SetupError::Refused(refused));

@@ -11,6 +11,9 @@ use std::sync::Arc;
 use self::glob::Glob;
 use self::tag::Cell;
 
+/// Patterns that an entity may have at a time. One more, and all of its entries are voided instead.
+pub const MAX_PATTERNS: usize = 64;
+
 /// Which entries become unservable.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Void {

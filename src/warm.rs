@@ -8,49 +8,54 @@
 //! Only the instance that applies changes warms. A batch is a fill like that of a reader who misses, so entries that
 //! events race with are as right as any. It takes what readers leave:
 //!
-//! - there is one batch under way at a time, of all entities, so no more than one connection is used;
+//! - there is one batch under way at a time, of all entities, so no more than one connection is used; and one page of keys,
+//!   over a connection of its own;
 //! - it begins only while readers use no more than half of the permits and of the connections, and wait for none;
 //! - after it nothing begins for as long as it took: the slower Postgres is, the less it is asked;
 //! - nothing begins while replication is behind by more than `freshness.stale_after`, or L2 is not trusted;
 //! - of one entity no more than `rate` keys a second.
 //!
-//! A new generation of an entity begins its job anew. A walk leaves its place in L2 after each page, so that it goes on
-//! there after a crash, or on another instance.
+//! A new generation of an entity begins its job anew; where generations follow each other, after ever longer pauses. A walk
+//! leaves its place in L2 after each page, so that it goes on there after a crash, or on another instance.
 
+mod batch;
 mod job;
 pub mod keys;
 mod memory;
+mod occasion;
+mod pace;
 mod place;
 pub mod progress;
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
 
-use self::job::{Job, Kind};
+use self::job::{Ended, Job, Kind};
 use self::keys::{Keys, KeysError, Which};
+use self::occasion::Seen;
+use self::pace::Pace;
 pub use self::progress::{Phase, Progress, State, Trigger};
 use crate::cache::Hierarchy;
 use crate::cache::fill::Filler;
 use crate::cache::hot::HotSets;
 use crate::cache::warm::Warmer;
-use crate::config::{WarmConfig, WarmOn, WarmOrder};
-use crate::entity::{Entity, Generation};
-use crate::lsn::Lsn;
-use crate::metrics::{Commanded, WarmMetrics};
+use crate::config::{WarmConfig, WarmOrder};
+use crate::entity::Entity;
+use crate::metrics::WarmMetrics;
 
 /// How often it is looked what is to be warmed.
 const TICK: Duration = Duration::from_millis(100);
-/// How often hot sets are kept in L2.
+/// How often hot sets fade, and are kept in L2.
 const MEMORIZE: Duration = Duration::from_secs(30);
 /// How long keeping them may take when the daemon stops.
-const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// A walk through an entity's keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +81,7 @@ impl Walk {
     }
 
     /// Tells walks apart whose places mean other things.
-    fn signature(&self) -> u64 {
+    fn fingerprint(&self) -> u64 {
         let mut hasher = xxhash_rust::xxh3::Xxh3::default();
         (&self.which, self.order).hash(&mut hasher);
         hasher.finish()
@@ -84,7 +89,7 @@ impl Walk {
 }
 
 /// What warming needs to know of the daemon.
-pub trait Standing: Send + Sync + 'static {
+pub trait Leadership: Send + Sync + 'static {
     /// Whether this instance applies changes now.
     fn leads(&self) -> bool;
 
@@ -141,40 +146,65 @@ pub struct Warming<S> {
     standing: S,
     /// By entity: the job that is under way, or the last one.
     jobs: Mutex<Vec<Option<Arc<Job>>>>,
+    /// By entity: the last job that an operator has begun, who may still ask how it ended while others follow it.
+    asked: Mutex<Vec<Option<Arc<Job>>>>,
+    /// The number of the next job.
+    number: AtomicU64,
     begin: mpsc::UnboundedSender<Arc<Job>>,
     begun: Mutex<Option<mpsc::UnboundedReceiver<Arc<Job>>>>,
+    /// Jobs that have ended since it was looked last.
+    ended: Mutex<Vec<Ended>>,
+    /// Raised while another instance applies changes: jobs of an earlier term are of no account.
+    term: AtomicU64,
+    /// By entity: when it may be warmed for a new generation.
+    paces: Vec<Mutex<Pace>>,
     /// How many jobs have not warmed their hot sets yet.
     hot_jobs: watch::Sender<usize>,
     /// Held by the batch that is under way; and when the next one may begin.
     turn: tokio::sync::Mutex<Instant>,
 }
 
-/// What is known of an entity from one look to the next.
-#[derive(Debug, Clone, Copy, Default)]
-struct Seen {
-    generation: Generation,
-    /// When it is to be warmed again.
-    due: Option<Instant>,
+/// What came of the wish to have a job run.
+enum Start {
+    /// It runs.
+    Begun(Arc<Job>),
+    /// Another one of the entity is under way.
+    Running,
+    /// There is nothing to do.
+    Nothing,
 }
 
-impl<S: Standing> Warming<S> {
+impl<S: Leadership> Warming<S> {
     /// Warms nothing yet.
     pub fn new(parts: Parts, standing: S) -> Arc<Self> {
         let (begin, begun) = mpsc::unbounded_channel();
+        let entities = parts.hierarchy.entities.len();
         Arc::new(Warming {
-            jobs: Mutex::new(vec![None; parts.hierarchy.entities.len()]),
+            jobs: Mutex::new(vec![None; entities]),
+            asked: Mutex::new(vec![None; entities]),
+            number: AtomicU64::new(occasion::wall()),
             parts,
             standing,
             begin,
             begun: Mutex::new(Some(begun)),
+            ended: Mutex::default(),
+            term: AtomicU64::default(),
+            paces: (0..entities).map(|_| Mutex::default()).collect(),
             hot_jobs: watch::Sender::new(0),
             turn: tokio::sync::Mutex::new(Instant::now()),
         })
     }
 
-    /// How entities' jobs stand: those under way, and the last ones.
+    /// How entities' jobs stand: those under way, or the last ones; then the last ones that operators have begun, where others
+    /// have followed.
     pub fn progress(&self) -> Vec<Progress> {
-        self.jobs.lock().iter().flatten().map(|job| job.progress()).collect()
+        let jobs = self.jobs.lock().clone();
+        let asked = self.asked.lock().clone();
+        let followed = asked.into_iter().zip(&jobs).filter(|(asked, last)| {
+            asked.as_ref().zip(last.as_ref()).is_some_and(|(asked, last)| !Arc::ptr_eq(asked, last))
+        });
+        let followed: Vec<_> = followed.filter_map(|(asked, _)| asked).collect();
+        jobs.iter().flatten().chain(&followed).map(|job| job.progress()).collect()
     }
 
     /// The walk that an entity is configured for, or the default one.
@@ -200,7 +230,9 @@ impl<S: Standing> Warming<S> {
             KeysError::Away(error) => Refused::Away(error.to_string()),
         })?;
         let kind = Kind { hot: false, walk: Some(walk), resume: true };
-        let job = self.start(entity, Trigger::Operator, kind).ok_or_else(|| Refused::Running(entity.name.clone()))?;
+        let Start::Begun(job) = self.start(entity, Trigger::Operator, kind) else {
+            return Err(Refused::Running(entity.name.clone()));
+        };
         job.tell(|progress| progress.total = Some(total));
         Ok(job.progress())
     }
@@ -217,22 +249,28 @@ impl<S: Standing> Warming<S> {
     }
 
     /// Has a job run, unless one is under way.
-    fn start(&self, entity: &Arc<Entity>, trigger: Trigger, kind: Kind) -> Option<Arc<Job>> {
+    fn start(&self, entity: &Arc<Entity>, trigger: Trigger, kind: Kind) -> Start {
         let mut jobs = self.jobs.lock();
-        let slot = jobs.get_mut(entity.id)?;
+        let Some(slot) = jobs.get_mut(entity.id) else { return Start::Nothing };
         if slot.as_ref().is_some_and(|job| job.is_running()) {
-            return None;
+            return Start::Running;
         }
         if kind.walk.is_none() && self.parts.hot.most_read(entity.id).is_empty() {
-            // There is nothing to do.
-            return None;
+            return Start::Nothing;
         }
         // Counted before it runs: jobs that begin together see each other.
-        let job = Arc::new(Job::new(entity.clone(), trigger, kind, &self.hot_jobs));
-        *slot = Some(job.clone());
+        let term = self.term.load(Ordering::Relaxed);
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let job = Arc::new(Job::new((number, entity.clone()), (trigger, term), kind, &self.hot_jobs));
         // Received for as long as anything runs; afterwards nothing is begun.
-        self.begin.send(job.clone()).ok()?;
-        Some(job)
+        if self.begin.send(job.clone()).is_err() {
+            return Start::Nothing;
+        }
+        *slot = Some(job.clone());
+        if trigger == Trigger::Operator {
+            self.asked.lock()[entity.id] = Some(job.clone());
+        }
+        Start::Begun(job)
     }
 
     /// Warms what is to be warmed, until stopped.
@@ -255,7 +293,8 @@ impl<S: Standing> Warming<S> {
                     self.look(&mut seen).await;
                     if memorized.elapsed() >= MEMORIZE {
                         memorized = Instant::now();
-                        self.memorize().await;
+                        self.parts.hot.fade();
+                        self.memorize(seen.as_deref()).await;
                     }
                 }
             }
@@ -264,130 +303,20 @@ impl<S: Standing> Warming<S> {
         self.jobs.lock().iter().flatten().for_each(|job| job.cancel.cancel());
         // While connections to L2 are still there.
         let farewell = async {
-            self.memorize().await;
+            self.memorize(seen.as_deref()).await;
             while running.join_next().await.is_some() {}
         };
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
     }
 
-    /// Keeps what is read most.
-    async fn memorize(&self) {
-        if let Some(l2) = self.parts.hierarchy.l2.as_ref().filter(|_| self.standing.leads()) {
-            for entity in &self.parts.hierarchy.entities {
-                memory::keep(l2, &self.parts.hot, entity).await;
-            }
+    /// Keeps what is read most, and what was warmed, once it is known what others have kept: that would be lost. Also where
+    /// nothing has changed, for notes are forgotten that nobody renews.
+    async fn memorize(&self, seen: Option<&[Seen]>) {
+        let l2 = self.parts.hierarchy.l2.as_ref();
+        let Some((l2, seen)) = l2.zip(seen).filter(|_| self.standing.leads()) else { return };
+        for entity in &self.parts.hierarchy.entities {
+            memory::keep(l2, &self.parts.hot, entity).await;
         }
-    }
-
-    /// Whether fills can be kept.
-    fn is_able(&self) -> bool {
-        let hierarchy = &self.parts.hierarchy;
-        self.standing.leads()
-            && hierarchy.watermark.staleness().is_some()
-            && hierarchy.l2.as_ref().is_none_or(|l2| l2.is_trusted())
-    }
-
-    /// Looks what is to be warmed.
-    async fn look(&self, seen: &mut Option<Vec<Seen>>) {
-        if self.standing.is_superseded() {
-            if seen.take().is_some() {
-                info!("another instance applies changes: nothing more is warmed here");
-            }
-            self.jobs.lock().iter().flatten().for_each(|job| job.cancel.cancel());
-            return;
-        }
-        if !self.is_able() {
-            return;
-        }
-        let entities = &self.parts.hierarchy.entities;
-        let Some(seen) = seen else {
-            *seen = Some(self.take_over().await);
-            return;
-        };
-        // All of them at once, so that no job begins before it is known which hot sets come first.
-        let (now, mut raised) = (Instant::now(), false);
-        for (entity, seen) in entities.iter().zip(seen.iter_mut()) {
-            let config = self.parts.config.get(entity.id).and_then(Option::as_ref);
-            let on = |on| config.filter(|config| config.on.contains(&on)).map(Walk::new);
-            // After the generation was raised: an entity that is not cached now will have another one when it is.
-            let generation = entity.generation();
-            if generation > seen.generation && entity.is_servable() {
-                seen.generation = generation;
-                raised = true;
-                let kind = Kind { hot: true, walk: on(WarmOn::Generation), resume: false };
-                self.start(entity, Trigger::Generation, kind);
-            }
-            if seen.due.is_some_and(|due| due <= now) {
-                let kind = Kind { hot: true, walk: config.map(Walk::new), resume: false };
-                self.start(entity, Trigger::Schedule, kind);
-            }
-            if self.is_running(entity.id) || seen.due.is_none_or(|due| due <= now) {
-                seen.due = config.and_then(|config| config.every).map(|every| now + every);
-            }
-        }
-        if raised {
-            self.note_generations(seen).await;
-        }
-        self.obey(self.parts.hierarchy.watermark.load());
-    }
-
-    fn is_running(&self, entity: usize) -> bool {
-        self.jobs.lock().get(entity).is_some_and(|job| job.as_ref().is_some_and(|job| job.is_running()))
-    }
-
-    /// Begins what transactions asked for that are applied now.
-    fn obey(&self, applied: Lsn) {
-        for entity in self.parts.warmer.take_entities(applied) {
-            let entity = &self.parts.hierarchy.entities[entity];
-            let walk = Walk::new(&self.walk(entity));
-            let known = entity.query.is_none() || matches!(walk.which, Which::Select(_));
-            let kind = Kind { hot: true, walk: known.then_some(walk), resume: false };
-            // One that runs warms what the transaction has written, too, or its events see to it.
-            let begun = self.start(entity, Trigger::Command, kind).is_some();
-            self.parts.warmer.count(if begun { Commanded::Done } else { Commanded::Dropped });
-        }
-    }
-
-    /// This instance has begun to apply changes: hot sets that others have kept are read, what is to be warmed at the
-    /// start is begun, and what others were at goes on.
-    async fn take_over(&self) -> Vec<Seen> {
-        let entities = &self.parts.hierarchy.entities;
-        let generations = match &self.parts.hierarchy.l2 {
-            Some(l2) => memory::generations(l2).await,
-            None => Default::default(),
-        };
-        let mut kinds = Vec::with_capacity(entities.len());
-        for entity in entities {
-            let config = self.parts.config.get(entity.id).and_then(Option::as_ref);
-            // Without L2 all is new.
-            let is_new = generations.get(&entity.name).is_none_or(|warmed| *warmed < entity.generation().0);
-            let begins = |on: &WarmOn| *on == WarmOn::Start || is_new;
-            let mut walk = config.filter(|config| config.on.iter().any(begins)).map(Walk::new);
-            if let Some(l2) = &self.parts.hierarchy.l2 {
-                memory::recall(l2, &self.parts.hot, entity).await;
-                let configured = Walk::new(&self.walk(entity));
-                if walk.is_none() && place::find(l2, entity, entity.generation(), &configured).await.is_some() {
-                    walk = Some(configured);
-                }
-            }
-            kinds.push(Kind { hot: true, walk, resume: true });
-        }
-        let now = Instant::now();
-        let begin = |(entity, kind): (&Arc<Entity>, Kind)| {
-            let config = self.parts.config.get(entity.id).and_then(Option::as_ref);
-            let seen =
-                Seen { generation: entity.generation(), due: config.and_then(|c| c.every).map(|every| now + every) };
-            self.start(entity, Trigger::Start, kind);
-            seen
-        };
-        let seen: Vec<Seen> = entities.iter().zip(kinds).map(begin).collect();
-        self.note_generations(&seen).await;
-        seen
-    }
-
-    async fn note_generations(&self, seen: &[Seen]) {
-        let Some(l2) = &self.parts.hierarchy.l2 else { return };
-        let names = self.parts.hierarchy.entities.iter().map(|entity| entity.name.as_str());
-        memory::keep_generations(l2, names.zip(seen.iter().map(|seen| seen.generation))).await;
+        self.keep_warmed(l2, seen).await;
     }
 }

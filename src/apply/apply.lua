@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Applies the newest image of each of many keys of one entity.
+-- Applies the newest image of each of many keys, of entities for which 5, 6, 8 and 10 are the same.
 -- KEYS: the fence, then the entries.
 -- ARGV: 1 epoch, 2 what must be done at least, 3 the high-water mark to set, 4 the one that stood when this leader took
 -- over, 5 what is taken off a text's due time to get its life in ms, 6 '1' to write absent entries too, 7 what is done once

@@ -1,18 +1,16 @@
 //! Batches: the newest effect on each key of many transactions, labelled and bounded.
-//!
-//! Effects wait until their transaction's commit is seen, and are then labelled with its end LSN. A transaction too
-//! big for that is handed on in pieces: they are labelled with the position after the first byte of its commit record,
-//! which Begin tells; it lies after every earlier transaction's end and not after its own. Their entries carry a
-//! mark, and are not served before the watermark has passed the whole transaction.
+
+mod assembler;
 
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
-use indexmap::IndexMap;
+use indexmap::{IndexMap, IndexSet};
 
+pub use self::assembler::{Assembler, Limits};
 use crate::entity::{EntryKey, Generation, hash};
-use crate::entry::{self, Due, Label};
+use crate::entry;
 use crate::lsn::Lsn;
-use crate::plan::{Cause, Effect};
+use crate::plan::Cause;
 use crate::void::Void;
 
 /// A full key with its hash, which is computed once.
@@ -74,10 +72,18 @@ pub struct Lookup {
     pub values: Vec<Option<Vec<u8>>>,
 }
 
+impl Lookup {
+    /// Bytes that it takes in memory.
+    pub fn held(&self) -> usize {
+        self.values.iter().flatten().map(Vec::len).sum::<usize>() + size_of::<(Lookup, Asked)>()
+    }
+}
+
 /// Who asks for a [`Lookup`].
 #[derive(Debug)]
 pub struct Asked {
-    /// The smallest label of a change that does.
+    /// The smallest label of a change that does. What it finds is dropped with that, though others of them may be newer than
+    /// entries that have it: so entries must be dropped whatever their labels, as `UNLINK` does, and W must stay below it.
     pub lsn: Lsn,
     /// The transactions that do.
     pub xids: Vec<u32>,
@@ -91,9 +97,9 @@ pub struct Batch {
     /// What is to be looked up on the primary.
     pub lookups: IndexMap<Lookup, Asked>,
     /// Entities whose generation is to be raised.
-    pub raise: Vec<usize>,
+    pub raise: IndexSet<usize>,
     /// Entities whose generation is to be raised for another reason than that the table is empty, and the reason.
-    pub discard: Vec<(usize, Cause)>,
+    pub discard: IndexMap<usize, Cause>,
     /// What is voided by what entries have in common, and when.
     pub voids: IndexMap<Void, Lsn>,
     /// Entities whose shape is to be looked up.
@@ -114,6 +120,8 @@ pub struct Batch {
     pub invalidations: Vec<(usize, Cause)>,
     /// How many texts with gaps were added; some may have been filled, replaced or dropped since.
     pub gaps: usize,
+    /// By entity: whether an image of it may be among the operations.
+    has_images: Vec<bool>,
     bytes: usize,
 }
 
@@ -127,181 +135,17 @@ impl Batch {
     }
 }
 
-/// When a batch is full, and a transaction too big to wait for its commit.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Keys of a batch.
-    pub max_batch_events: usize,
-    /// Bytes of a batch's keys and texts.
-    pub max_batch_bytes: usize,
-    /// Bytes of one transaction's effects that wait for its commit.
-    pub max_transaction_bytes: usize,
-}
-
-/// The transaction that is open.
-struct Open {
-    xid: u32,
-    /// The label of its pieces, if it comes to that.
-    piece_lsn: Lsn,
-    commit_micros: i64,
-    effects: Vec<Effect>,
-    bytes: usize,
-    split: bool,
-    /// Whether it must be visible although it has no effects.
-    awaited: bool,
-}
-
-/// Puts batches together.
-pub struct Assembler {
-    limits: Limits,
-    batch: Batch,
-    open: Option<Open>,
-}
-
-impl Assembler {
-    /// An empty one.
-    pub fn new(limits: Limits) -> Self {
-        Assembler { limits, batch: Batch::default(), open: None }
-    }
-
-    /// A transaction begins.
-    pub fn begin(&mut self, xid: u32, commit_lsn: Lsn, commit_micros: i64) {
-        let piece_lsn = Lsn::from_u64(commit_lsn.as_u64() + 1);
-        self.open =
-            Some(Open { xid, piece_lsn, commit_micros, effects: Vec::new(), bytes: 0, split: false, awaited: false });
-    }
-
-    /// Takes the effects of a change of the transaction that is open.
-    pub fn effects(&mut self, effects: &mut Vec<Effect>) {
-        let Some(open) = &mut self.open else { return };
-        if let ([effect @ Effect::Discard { .. }], Some(last)) = (&effects[..], open.effects.last())
-            && effect == last
-        {
-            // Commands cost their author little: what one has just done is not done again.
-            effects.clear();
-            return;
-        }
-        open.bytes += effects.iter().map(size).sum::<usize>();
-        open.effects.append(effects);
-        if open.bytes >= self.limits.max_transaction_bytes {
-            open.split = true;
-            let (lsn, xid) = (open.piece_lsn, open.xid);
-            self.seal(lsn, xid);
-        }
-    }
-
-    /// The transaction that is open changed a table that may turn out to belong to an entity: it is confirmed only once
-    /// it is visible, so that whatever is read after the entity's generation was raised contains it.
-    pub fn await_visible(&mut self) {
-        if let Some(open) = &mut self.open {
-            open.awaited = true;
-        }
-    }
-
-    /// The transaction that is open ends.
-    pub fn commit(&mut self, end_lsn: Lsn) {
-        if let Some(open) = &self.open {
-            let lsn = if open.split { open.piece_lsn } else { end_lsn };
-            let (xid, commit_micros) = (open.xid, open.commit_micros);
-            self.seal(lsn, xid);
-            self.batch.commits.push(commit_micros);
-            // Transactions without effects count, too: else nothing would bound them while a batch is held up.
-            self.batch.bytes += size_of::<i64>() + size_of::<u32>();
-        }
-        self.open = None;
-        self.batch.progress = Some(end_lsn);
-    }
-
-    /// The server has sent everything up to `lsn`.
-    pub fn keepalive(&mut self, lsn: Lsn) {
-        // Within a transaction the position may already lie beyond changes that are still to come.
-        if self.open.is_none() && self.batch.progress.is_none_or(|at| at <= lsn) {
-            self.batch.progress = Some(lsn);
-        }
-    }
-
-    /// Whether the batch must be handed on before more is added.
-    pub fn is_full(&self) -> bool {
-        self.batch.ops.len() + self.batch.lookups.len() >= self.limits.max_batch_events
-            || self.batch.bytes >= self.limits.max_batch_bytes
-    }
-
-    /// Whether there is nothing to hand on.
-    pub fn is_empty(&self) -> bool {
-        self.batch.is_empty()
-    }
-
-    /// Takes the batch.
-    pub fn take(&mut self) -> Batch {
-        std::mem::take(&mut self.batch)
-    }
-
-    /// Labels the open transaction's effects and adds them to the batch.
-    fn seal(&mut self, lsn: Lsn, xid: u32) {
-        let Some(open) = &mut self.open else { return };
-        let batch = &mut self.batch;
-        if (open.awaited || !open.effects.is_empty()) && batch.xids.last() != Some(&xid) {
-            batch.xids.push(xid);
-        }
-        if open.effects.is_empty() {
-            return;
-        }
-        batch.high = batch.high.max(lsn);
-        for effect in open.effects.drain(..) {
-            match effect {
-                Effect::Put { entity, generation, key, text } => {
-                    // When it is due is told when it is written.
-                    let label = Label { lo: lsn, hi: lsn, generation, split: open.split, due: Due::NEVER };
-                    let image = Some((generation, labelled(text, &label)));
-                    batch.add(key, Op { entity, lsn, image, gaps: false, since: lsn });
-                }
-                Effect::Merge { entity, generation, key, text } => {
-                    // When it is due is told when it is written.
-                    let label = Label { lo: lsn, hi: lsn, generation, split: open.split, due: Due::NEVER };
-                    let image = Some((generation, labelled(text, &label)));
-                    batch.merge(key, Op { entity, lsn, image, gaps: true, since: lsn });
-                }
-                Effect::Delete { entity, key, cause } => {
-                    batch.invalidations.push((entity, cause));
-                    batch.add(key, Op { entity, lsn, image: None, gaps: false, since: lsn });
-                }
-                Effect::Lookup { entity, rule, values } => batch.look_up(Lookup { entity, rule, values }, lsn, xid),
-                Effect::Raise { entity } => {
-                    batch.forget_images(entity);
-                    if !batch.raise.contains(&entity) {
-                        batch.raise.push(entity);
-                    }
-                }
-                Effect::Discard { entity, cause } => batch.discard_entity(entity, cause),
-                Effect::Void(void) => {
-                    batch.bytes += void.held() + size_of::<(Void, Lsn)>();
-                    // The newest, as the stream is in order.
-                    batch.voids.insert(void, lsn);
-                }
-                Effect::Reshape { entity } if !batch.reshape.contains(&entity) => batch.reshape.push(entity),
-                Effect::Moved { entity } if !batch.moved.contains(&entity) => batch.moved.push(entity),
-                Effect::Reshape { .. } | Effect::Moved { .. } => {}
-                Effect::LookAround => batch.look_around = true,
-            }
-        }
-        open.bytes = 0;
-    }
-}
-
 impl Batch {
     /// All of an entity's entries are to be voided.
     pub fn discard_entity(&mut self, entity: usize, cause: Cause) {
-        // The other causes are of queries, where it may be every row of a table; they have no images.
-        if matches!(cause, Cause::Command | Cause::Large) {
+        if forgets_images(cause) {
             self.forget_images(entity);
         }
-        if !self.discard.iter().any(|(id, _)| *id == entity) {
-            self.discard.push((entity, cause));
-        }
+        self.discard.entry(entity).or_insert(cause);
     }
 
     /// An entry is to be dropped because of a change with this label.
-    pub fn void(&mut self, entity: usize, lsn: Lsn, key: &EntryKey, cause: Cause) {
+    pub fn drop_found(&mut self, entity: usize, lsn: Lsn, key: &EntryKey, cause: Cause) {
         let hashed = HashedKey { hash: key.hash, key: key.redis().as_bytes().to_vec() };
         let lsn = self.ops.get(&hashed).map_or(lsn, |op| op.lsn.max(lsn));
         self.high = self.high.max(lsn);
@@ -310,13 +154,12 @@ impl Batch {
     }
 
     fn look_up(&mut self, lookup: Lookup, lsn: Lsn, xid: u32) {
-        let held: usize = lookup.values.iter().flatten().map(Vec::len).sum();
         self.bytes += size_of::<u32>();
         match self.lookups.get_mut(&lookup) {
             Some(asked) if asked.xids.last() == Some(&xid) => {}
             Some(asked) => asked.xids.push(xid),
             None => {
-                self.bytes += held + size_of::<(Lookup, Asked)>();
+                self.bytes += lookup.held();
                 self.lookups.insert(lookup, Asked { lsn, xids: vec![xid] });
             }
         }
@@ -325,6 +168,9 @@ impl Batch {
     /// The table was emptied: what it held before in the same transaction was never committed, and what it held after
     /// earlier ones is gone.
     fn forget_images(&mut self, entity: usize) {
+        // Every row of a batch may say so: all of it is gone through only where there is something to forget.
+        let Some(has_images) = self.has_images.get_mut(entity).filter(|has| **has) else { return };
+        *has_images = false;
         for op in self.ops.values_mut().filter(|op| op.entity == entity) {
             op.image = None;
             op.gaps = false;
@@ -354,6 +200,12 @@ impl Batch {
     fn insert(&mut self, key: HashedKey, op: Op) {
         let text = op.image.as_ref().map_or(0, |(_, text)| text.len());
         self.bytes += key.key.len() + text + size_of::<(HashedKey, Op)>();
+        if op.image.is_some() {
+            if self.has_images.len() <= op.entity {
+                self.has_images.resize(op.entity + 1, false);
+            }
+            self.has_images[op.entity] = true;
+        }
         self.ops.insert(key, op);
     }
 }
@@ -385,24 +237,8 @@ fn merged(text: &[u8], before: &[u8]) -> Option<(Vec<u8>, bool)> {
     Some((whole, left))
 }
 
-fn labelled(mut text: Vec<u8>, label: &Label) -> Vec<u8> {
-    if let Some(head) = text.first_chunk_mut::<{ entry::HEAD }>() {
-        entry::set_label(head, label);
-    }
-    text
+/// Whether images are among the entries that are voided so. The other causes are of queries, where it may be every row of a
+/// table; they have no images.
+fn forgets_images(cause: Cause) -> bool {
+    matches!(cause, Cause::Command | Cause::Large)
 }
-
-fn size(effect: &Effect) -> usize {
-    let held = match effect {
-        Effect::Put { key, text, .. } | Effect::Merge { key, text, .. } => key.capacity() + text.capacity(),
-        Effect::Delete { key, .. } => key.capacity(),
-        Effect::Lookup { values, .. } => values.iter().flatten().map(Vec::capacity).sum(),
-        Effect::Void(void) => void.held(),
-        Effect::Raise { .. } | Effect::Discard { .. } | Effect::Reshape { .. } => 0,
-        Effect::Moved { .. } | Effect::LookAround => 0,
-    };
-    size_of::<Effect>() + held
-}
-
-#[cfg(test)]
-mod tests;

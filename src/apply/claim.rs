@@ -9,21 +9,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use redis::Value;
 use redis::aio::MultiplexedConnection;
-use redis::{RedisError, Value};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 use tracing::{info, warn};
 
 use super::ApplyError;
-use super::reshape::hold_back;
+use super::joining::{hold_back, is_joining};
 use crate::cache::Hierarchy;
 use crate::cache::l2::{L2, Script};
 use crate::cache::voids::Voids;
 use crate::entity::{Entity, Generation};
 use crate::failpoint::{self, Point};
 use crate::lsn::Lsn;
-use crate::source::SourceError;
+use crate::source::within;
 
 /// The scripts that write under an epoch.
 pub struct Scripts {
@@ -111,9 +111,7 @@ pub(super) async fn position(source: &Client, sql: &str) -> Result<Lsn, ApplyErr
 }
 
 async fn ask(source: &Client, what: &'static str, sql: &str, with: &[&(dyn ToSql + Sync)]) -> Result<Row, ApplyError> {
-    let row = tokio::time::timeout(DRAW_TIMEOUT, source.query_one(sql, with)).await;
-    let row = row.map_err(|_| SourceError::Timeout { what, after: DRAW_TIMEOUT })?;
-    row.map_err(ApplyError::Source)
+    within(what, DRAW_TIMEOUT, source.query_one(sql, with)).await?.map_err(ApplyError::Source)
 }
 
 /// Claims L2's fence over a new connection. If what stands there is not all that was applied, or belongs to another
@@ -164,17 +162,20 @@ pub async fn claim(
     let mut generations: Vec<(Arc<Entity>, Generation)> = Vec::new();
     for entity in &hierarchy.entities {
         let (shape, generation) = (format!("shape:{}", entity.name), format!("gen:{}", entity.name));
-        let signature = signature(entity);
-        let known = before.get(&shape) == Some(&signature);
-        if !known {
-            set.push((shape, signature));
-        }
+        let fingerprint = fingerprint(entity);
+        let known = before.get(&shape) == Some(&fingerprint);
         if !known || lost.is_some() {
             entity.set_images_after(seen);
         }
         if !known && position.broken.is_none() && entity.generation() == Generation::default() {
             // Perhaps published only since the last daemon ran: see `joining`.
             hold_back(entity);
+        }
+        if is_joining(entity) {
+            // It is not known before it has joined: should this process end meanwhile, the next one is to wait, too.
+            set.push((shape, Vec::new()));
+        } else if !known {
+            set.push((shape, fingerprint));
         }
         if lost.is_none() && !known {
             // New here, or its table or configuration has changed since: what may be left of it was not kept up.
@@ -244,11 +245,21 @@ pub async fn claim(
     Ok(claim)
 }
 
-/// Whatever decides how an entity's entries read, for the fence.
-pub(super) fn signature(entity: &Entity) -> Vec<u8> {
-    let mut what = format!("{}.{} {:016x}", entity.schema, entity.table, entity.shape().signature());
+/// Whatever decides how an entity's entries read, and which of them may be served, for the fence. Not how long they live:
+/// entries of before keep the lives that they were given.
+pub(super) fn fingerprint(entity: &Entity) -> Vec<u8> {
+    let mut what = format!("{}.{} {:016x}", entity.schema, entity.table, entity.shape().fingerprint());
     if let Some(query) = &entity.query {
         what.push_str(&format!(" {query:?}"));
+    }
+    // Each of these only where it is set: else what is cached would be voided by an upgrade that changes nothing.
+    if !entity.tags.is_empty() {
+        // A floor is of a tag. Entries that were voided by one would come back under the tags of other templates.
+        what.push_str(&format!(" {:?}", entity.tags));
+    }
+    if let Some(column) = &entity.lifetime.column {
+        // What its row says is over must not be served; entries that were made before were not asked.
+        what.push_str(&format!(" ttl_column {column:?}"));
     }
     Lsn::from_u64(crate::entity::hash(what.as_bytes())).hex16().to_vec()
 }
@@ -283,12 +294,5 @@ fn fields(value: Value) -> HashMap<String, Vec<u8>> {
     redis::from_redis_value(value).unwrap_or_default()
 }
 
-impl From<RedisError> for ApplyError {
-    fn from(error: RedisError) -> Self {
-        match error.code() {
-            Some("FENCED") => ApplyError::Fenced,
-            Some("WENTBACK") => ApplyError::WentBack,
-            _ => ApplyError::L2(error),
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -20,32 +20,35 @@
 //! published what `c`'s snapshot sees, the entry would still stand, for `e` is still to come.
 
 mod connection;
+mod rounds;
+mod run;
+mod spent;
+mod statement;
+mod void;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
-use tokio::time::timeout;
-use tracing::warn;
 
-use self::connection::{Connection, Reach, View};
-pub use self::connection::{LookupError, Text, key, statement};
+pub use self::connection::LookupError;
+use self::connection::{Connection, LOCK_PATIENCE, Reach, View};
+pub(super) use self::rounds::until;
+pub use self::run::MAX_KEYS;
+use self::spent::Spent;
+pub use self::statement::{key, statement};
+use self::void::Voiding;
 use super::batch::{Asked, Batch, Lookup};
-use super::{Applier, ApplyError, LookUpShape};
 use crate::cache::Hierarchy;
 use crate::config::SourceConfig;
-use crate::entity::EntryKey;
-use crate::failpoint::{self, Point, Rule};
+use crate::failpoint::{self, Rule};
 use crate::lsn::Lsn;
 use crate::metrics::{ApplyMetrics, LookupVoid as Why};
-use crate::plan::Cause;
 use crate::source::Server;
 
-/// Keys that the lookups of one entity may find for a batch.
-const MAX_KEYS: usize = 10_000;
-
-/// How often it is said of an entity that its lookups have failed.
-const SAY: Duration = Duration::from_secs(10);
+/// What has taken time in vain is not tried again for so many times as long: at most a tenth of the time is lost so.
+const REST: u32 = 10;
+const LONGEST_REST: Duration = Duration::from_secs(60);
 
 /// How far lookups may go.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +61,8 @@ pub struct Limits {
     pub timeout: Duration,
     /// How long a round may be open.
     pub hold: Duration,
+    /// Bytes of lookups that wait, or that a round has answered.
+    pub max_bytes: usize,
 }
 
 /// When a round wants something without a batch.
@@ -69,14 +74,6 @@ pub enum Hold {
     Nudge,
     /// Then it is given up.
     Until(Instant),
-}
-
-/// Waits for ever where there is no such time.
-pub(super) async fn until(then: Option<Instant>) {
-    match then {
-        Some(then) => tokio::time::sleep_until(then.into()).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Runs lookups, for one session.
@@ -96,6 +93,10 @@ pub struct Lookups {
     /// Commit times of what is not published yet, and up to where it goes.
     commits: VecDeque<(Lsn, Vec<i64>)>,
     said: HashMap<usize, Instant>,
+    /// Entities whose lookups are not run before that time.
+    resting: HashMap<usize, Instant>,
+    /// The database is not asked before that time.
+    away_until: Option<Instant>,
 }
 
 struct Round {
@@ -105,7 +106,13 @@ struct Round {
     nudged: bool,
     /// Whether everything is applied that it sees, or nothing depends on it any more.
     over: bool,
+    /// What need not be asked again in it. Each was asked for the smallest label that wanted it then: that is enough for later
+    /// ones only because entries are dropped whatever their labels (`UNLINK`, not the script that compares), and because W
+    /// stays below that label, and so do the fetches of what L1 holds, until the round is over. Whatever is read after the
+    /// drop has all that the round sees.
     answered: HashSet<Lookup>,
+    /// How many bytes these are.
+    answered_bytes: usize,
     /// How many lookups were answered, of each entity that was not voided.
     entities: HashMap<usize, usize>,
 }
@@ -124,6 +131,8 @@ impl Lookups {
             spared: Vec::new(),
             commits: VecDeque::new(),
             said: HashMap::new(),
+            resting: HashMap::new(),
+            away_until: None,
         }
     }
 
@@ -166,21 +175,32 @@ impl Lookups {
         });
         let mut batch = Voiding { batch, hierarchy, metrics };
         let mut now = Vec::new();
+        let resting = self.resting(&asked);
+        self.void(&resting, Why::Resting, None, &mut batch);
+        asked.retain(|lookup, _| !resting.contains(&lookup.entity));
         if self.round.is_none() && !(asked.is_empty() && self.deferred.is_empty()) {
             let at = progress.unwrap_or_default().max(batch.batch.high).max(self.applied);
             let entities = asked.keys().chain(self.deferred.keys()).map(|lookup| lookup.entity).collect();
-            match self.open().await {
-                Ok(view) if view.end.bytes_since(at) <= self.limits.max_distance => {
+            let began = Instant::now();
+            let opened =
+                if self.away_until.is_some_and(|until| began < until) { None } else { Some(self.open().await) };
+            match opened {
+                None => {
+                    self.void(&entities, Why::Resting, None, &mut batch);
+                    asked.clear();
+                }
+                Some(Ok(view)) if view.end.bytes_since(at) <= self.limits.max_distance => {
                     self.round = Some(Round::new(view));
                     now.extend(std::mem::take(&mut self.deferred));
                 }
-                Ok(view) => {
+                Some(Ok(view)) => {
                     self.round = Some(Round::new(view));
                     self.void(&entities, Why::Distance, None, &mut batch);
                     asked.clear();
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     self.connection = None;
+                    self.away_until = Some(Instant::now() + (REST * began.elapsed()).min(LONGEST_REST));
                     self.void(&entities, Why::of(&error), Some(&error), &mut batch);
                     asked.clear();
                 }
@@ -217,11 +237,19 @@ impl Lookups {
         for lookup in self.deferred.keys() {
             *waiting.entry(lookup.entity).or_default() += 1;
         }
+        let held: usize = self.deferred.keys().chain(now.iter().map(|(lookup, _)| lookup)).map(Lookup::held).sum();
+        let is_too_much = round.answered_bytes + held > self.limits.max_bytes;
         let too_many: Vec<usize> = waiting
             .into_iter()
-            .filter(|(_, count)| *count > self.limits.max_lookups)
+            .filter(|(_, count)| is_too_much || *count > self.limits.max_lookups)
             .map(|(entity, _)| entity)
             .collect();
+        if is_too_much {
+            crowded.extend(round.entities.keys().copied());
+            // All entities of the round are voided: nothing more is asked in it.
+            round.answered = HashSet::new();
+            round.answered_bytes = 0;
+        }
         if !too_many.is_empty() {
             // More of them may be to come, of a transaction that this round does not see: only a round that sees it can
             // spare them.
@@ -229,58 +257,6 @@ impl Lookups {
         }
         self.void(&crowded, Why::Many, None, batch);
         now.retain(|(lookup, _)| !crowded.contains(&lookup.entity));
-    }
-
-    /// Runs lookups in the round that is open.
-    async fn run(&mut self, mut now: Vec<(Lookup, Lsn)>, batch: &mut Voiding<'_>) {
-        let mut totals: HashMap<usize, usize> = HashMap::new();
-        let mut found: Vec<(usize, Lsn, EntryKey)> = Vec::new();
-        let began = Instant::now();
-        while let (false, Some(round), Some(connection)) = (now.is_empty(), &mut self.round, &mut self.connection) {
-            let mut over = None;
-            let mut done = 0;
-            let each = |i: usize, keys: Vec<EntryKey>| {
-                let (lookup, lsn) = &now[i];
-                let total = totals.entry(lookup.entity).or_default();
-                *total += keys.len();
-                found.extend(keys.into_iter().map(|key| (lookup.entity, *lsn, key)));
-                done = i + 1;
-                over = (*total > MAX_KEYS).then_some(lookup.entity);
-                over.is_none()
-            };
-            let left = (self.limits.timeout * 2).saturating_sub(began.elapsed());
-            let ran = connection.run(&batch.hierarchy.entities, &now, MAX_KEYS + 1, left, each).await;
-            let failed = ran.err().map(|(at, error)| (now[at.min(now.len() - 1)].0.entity, error));
-            round.answered.extend(now.drain(..done).map(|(lookup, _)| lookup));
-            let voided = match (over, failed) {
-                (Some(entity), _) => self.void(&BTreeSet::from([entity]), Why::Keys, None, batch),
-                (None, None) => continue,
-                (None, Some((entity, error)))
-                    if error.is_refusal()
-                        && matches!(timeout(self.reach.timeout, connection.mend()).await, Ok(Ok(()))) =>
-                {
-                    self.void(&BTreeSet::from([entity]), Why::of(&error), Some(&error), batch)
-                }
-                (None, Some((_, error))) => {
-                    // Whatever was answered so far counts on lookups that will not be.
-                    let all = round.entities.keys().copied().collect();
-                    self.connection = None;
-                    self.void(&all, Why::of(&error), Some(&error), batch)
-                }
-            };
-            now.retain(|(lookup, _)| !voided.contains(&lookup.entity));
-            found.retain(|(entity, ..)| !voided.contains(entity));
-        }
-        for (entity, lsn, key) in found {
-            batch.batch.void(entity, lsn, &key, Cause::Lookup);
-        }
-    }
-
-    /// Voids all that depends on the round that is open, so that it need not be held any longer.
-    fn void_round(&mut self, batch: &mut Batch, hierarchy: &Hierarchy, metrics: &ApplyMetrics) {
-        let Some(round) = &self.round else { return };
-        let entities = round.entities.keys().copied().collect();
-        self.void(&entities, Why::Held, None, &mut Voiding { batch, hierarchy, metrics });
     }
 
     /// What may be published once the batch is written.
@@ -304,66 +280,19 @@ impl Lookups {
         }
     }
 
+    /// Those of the entities whose lookups have taken time in vain not long ago.
+    fn resting(&mut self, asked: &IndexMap<Lookup, Asked>) -> BTreeSet<usize> {
+        if self.resting.is_empty() {
+            return BTreeSet::new();
+        }
+        let now = Instant::now();
+        self.resting.retain(|_, until| now < *until);
+        asked.keys().map(|lookup| lookup.entity).filter(|entity| self.resting.contains_key(entity)).collect()
+    }
+
     fn is_spared(&self, entity: usize, xid: u32) -> bool {
         self.spared.iter().any(|(id, view)| *id == entity && view.snapshot.sees(xid))
     }
-
-    async fn open(&mut self) -> Result<View, LookupError> {
-        let late = |_| LookupError::Late(self.reach.timeout);
-        if self.connection.as_ref().is_none_or(Connection::is_closed) {
-            // In bounded time: see there.
-            self.connection = Some(Connection::open(&self.reach).await?);
-        }
-        let Some(connection) = &self.connection else { return Err(LookupError::Elsewhere) };
-        timeout(self.reach.timeout, connection.begin()).await.map_err(late)?
-    }
-
-    /// Ends the round's transaction if the round is over.
-    async fn close(&mut self, metrics: &ApplyMetrics) {
-        if let Some(round) = self.round.take_if(|round| round.over) {
-            metrics.lookup_round(round.since.elapsed());
-            if let Some(connection) = &self.connection
-                && !matches!(timeout(self.reach.timeout, connection.end()).await, Ok(Ok(())))
-            {
-                self.connection = None;
-            }
-        }
-    }
-
-    /// All entries of these entities are voided with the batch. From then on whatever is read has all that has passed the gate,
-    /// and all that the round sees: neither needs a lookup.
-    fn void(
-        &mut self,
-        entities: &BTreeSet<usize>,
-        why: Why,
-        error: Option<&LookupError>,
-        to: &mut Voiding<'_>,
-    ) -> BTreeSet<usize> {
-        for &id in entities {
-            if let Some(round) = &mut self.round {
-                round.entities.remove(&id);
-                self.spared.push((id, round.view.clone()));
-            }
-            self.deferred.retain(|lookup, _| lookup.entity != id);
-            to.batch.discard_entity(id, Cause::Lookup);
-            to.metrics.lookup_void(id, why);
-            let now = Instant::now();
-            if self.said.get(&id).is_none_or(|said| now.duration_since(*said) >= SAY) {
-                self.said.insert(id, now);
-                let error = error.map(tracing::field::display);
-                let entity = to.hierarchy.entities[id].name.as_str();
-                warn!(entity, error, "voiding all entries instead of looking up which are concerned: {}", why.text());
-            }
-        }
-        entities.clone()
-    }
-}
-
-/// A batch to which is added what is voided.
-struct Voiding<'a> {
-    batch: &'a mut Batch,
-    hierarchy: &'a Hierarchy,
-    metrics: &'a ApplyMetrics,
 }
 
 impl Round {
@@ -374,75 +303,31 @@ impl Round {
             nudged: false,
             over: false,
             answered: HashSet::new(),
+            answered_bytes: 0,
             entities: HashMap::new(),
         }
     }
 }
 
-impl Why {
-    fn of(error: &LookupError) -> Why {
-        if error.is_late() { Why::Late } else { Why::Failed }
+impl Limits {
+    /// Which entity has cost everybody how much time by an error of a lookup of `in_flight`. Where all lookups together were too
+    /// slow, that is the one that has taken most of the time, not the one whose turn it was in the end.
+    fn lost(&self, error: &LookupError, in_flight: usize, spent: &Spent) -> Option<(usize, Duration)> {
+        match error {
+            LookupError::Late(_) => spent.most(),
+            error => self.lost_by(error).map(|lost| (in_flight, lost)),
+        }
+    }
+
+    /// How much time one statement that has failed has cost. What is refused at once costs none.
+    fn lost_by(&self, error: &LookupError) -> Option<Duration> {
+        match error {
+            error if error.is_late() => Some(self.timeout),
+            error if error.is_locked() => Some(LOCK_PATIENCE),
+            _ => None,
+        }
     }
 }
 
-impl<L: LookUpShape> Applier<L> {
-    /// Applies a batch with lookups, or one while a round is open; gives what may be confirmed.
-    pub(super) async fn apply_in_round(&mut self, mut batch: Batch) -> Result<Option<Lsn>, ApplyError> {
-        let mut published = None;
-        loop {
-            let cancel = self.cancel.clone();
-            let answer = self.lookups.answer(&mut batch, &self.hierarchy, &self.metrics.apply);
-            tokio::select! {
-                () = answer => {}
-                () = cancel.cancelled() => return Err(ApplyError::Cancelled),
-            }
-            published = self.perform(&mut batch).await?.or(published);
-            failpoint::reached(Point::Held);
-            self.lookups.close(&self.metrics.apply).await;
-            batch = Batch::default();
-            if self.lookups.deadline().is_some_and(|then| then <= Instant::now()) {
-                // Batches keep coming, so nobody else looks at the clock.
-                self.lookups.void_round(&mut batch, &self.hierarchy, &self.metrics.apply);
-            } else if !self.lookups.are_due() {
-                return Ok(published);
-            }
-            // What has waited is visible by now: the next round sees it all.
-        }
-    }
-
-    /// When a round wants something without a batch.
-    pub fn hold(&self) -> Hold {
-        self.lookups.hold()
-    }
-
-    /// Does what a round wants; gives what may be confirmed.
-    ///
-    /// # Errors
-    /// As [`Applier::apply`].
-    pub async fn go_on(&mut self, hold: Hold) -> Result<Option<Lsn>, ApplyError> {
-        let Some(round) = &mut self.lookups.round else { return Ok(None) };
-        match hold {
-            Hold::Never => Ok(None),
-            Hold::Nudge => {
-                round.nudged = true;
-                // Else an idle server's stream would reach what the round sees only with the next heartbeat.
-                let beat = self.source.query_one(include_str!("../../sql/heartbeat.sql"), &[]);
-                if let Ok(Err(e)) = timeout(self.lookups.limits.timeout, beat).await {
-                    return Err(ApplyError::Source(e));
-                }
-                Ok(None)
-            }
-            Hold::Until(_) => self.give_up_round().await,
-        }
-    }
-
-    /// Voids what depends on the round that is open, so that it need not be waited for; gives what may be confirmed.
-    pub(super) async fn give_up_round(&mut self) -> Result<Option<Lsn>, ApplyError> {
-        if self.lookups.round.is_none() {
-            return Ok(None);
-        }
-        let mut batch = Batch::default();
-        self.lookups.void_round(&mut batch, &self.hierarchy, &self.metrics.apply);
-        self.apply_in_round(batch).await
-    }
-}
+#[cfg(test)]
+mod tests;

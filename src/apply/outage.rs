@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 /// What is tolerated.
 #[derive(Debug, Clone, Copy)]
-pub struct Bound {
+pub struct Tolerance {
     /// Bytes of log that L2 may lag behind.
     pub max_backlog: u64,
     /// How long it may fail.
@@ -23,7 +23,7 @@ pub struct Bound {
 /// Since when L2 fails, across sessions of the stream.
 #[derive(Debug)]
 pub struct Outage {
-    bound: Bound,
+    tolerance: Tolerance,
     state: Mutex<State>,
 }
 
@@ -38,8 +38,8 @@ struct State {
 
 impl Outage {
     /// L2 works, as far as is known.
-    pub fn new(bound: Bound) -> Self {
-        Outage { bound, state: Mutex::default() }
+    pub fn new(tolerance: Tolerance) -> Self {
+        Outage { tolerance, state: Mutex::default() }
     }
 
     /// L2 did not take what it was to take.
@@ -76,11 +76,17 @@ impl Outage {
         self.state.lock().since.map(|since| since.elapsed())
     }
 
+    /// How long nothing is applied for want of it; `None` while it works, as far as is known, or is done without.
+    pub fn holds_up(&self) -> Option<Duration> {
+        let state = *self.state.lock();
+        state.since.filter(|_| !state.claimed && !state.without).map(|since| since.elapsed())
+    }
+
     /// Whether it has failed for too long, or lags too far behind: by `backlog` bytes of log.
     pub fn is_past_bound(&self, backlog: u64) -> bool {
         let state = *self.state.lock();
         let lasts = state.since.filter(|_| !state.claimed).map(|since| since.elapsed());
-        lasts.is_some_and(|lasts| lasts >= self.bound.max_backlog_age || backlog > self.bound.max_backlog)
+        lasts.is_some_and(|lasts| lasts >= self.tolerance.max_backlog_age || backlog > self.tolerance.max_backlog)
     }
 }
 
@@ -90,21 +96,25 @@ mod tests {
 
     #[test]
     fn lasts_from_the_first_failure_until_all_was_taken() {
-        let bound = Bound { max_backlog: 1000, max_backlog_age: Duration::from_secs(3600) };
-        let outage = Outage::new(bound);
+        let tolerance = Tolerance { max_backlog: 1000, max_backlog_age: Duration::from_secs(3600) };
+        let outage = Outage::new(tolerance);
         assert!(!outage.is_past_bound(u64::MAX), "a backlog alone is no outage: L2 may be just catching up");
         outage.failed();
         let first = outage.state.lock().since;
         outage.failed();
+        assert!(outage.holds_up().is_some());
         assert_eq!(outage.state.lock().since, first);
         assert!(!outage.is_past_bound(1000) && outage.is_past_bound(1001));
         outage.claimed();
-        assert!(!outage.is_past_bound(1001), "it may be over");
+        assert!(!outage.is_past_bound(1001) && outage.holds_up().is_none(), "it may be over");
         outage.failed();
         assert!(outage.is_past_bound(1001), "it was not");
         outage.over();
         assert!(outage.lasts().is_none() && !outage.is_past_bound(u64::MAX));
-        let at_once = Outage::new(Bound { max_backlog_age: Duration::ZERO, ..bound });
+        outage.failed();
+        outage.go_without();
+        assert!(outage.holds_up().is_none());
+        let at_once = Outage::new(Tolerance { max_backlog_age: Duration::ZERO, ..tolerance });
         at_once.failed();
         assert!(at_once.is_past_bound(0));
     }

@@ -25,7 +25,7 @@ use crate::plan::Cause;
 const MAX_BYTES: usize = 16 << 20;
 
 /// What an entry in L2 is to a change with gaps.
-enum Standing {
+enum Stands {
     /// What the row was before it.
     Predecessor,
     /// It contains the change, which comes again.
@@ -64,7 +64,7 @@ impl Writer {
                         op.fill(None, false, Lsn::ZERO);
                     }
                     Stored::Entry(label, value) => match standing(label, op, self.claim.takeover) {
-                        Standing::Predecessor => {
+                        Stands::Predecessor => {
                             let since = op.since;
                             let text = if text[entry::PACKED] == b'1' {
                                 entry::encode(label, value.as_deref())
@@ -73,8 +73,8 @@ impl Writer {
                             };
                             op.fill(Some(&(label.generation, text)), false, since);
                         }
-                        Standing::Contains => contained.push(*position),
-                        Standing::Unknown => op.fill(None, false, Lsn::ZERO),
+                        Stands::Contains => contained.push(*position),
+                        Stands::Unknown => op.fill(None, false, Lsn::ZERO),
                     },
                     _ => op.fill(None, false, Lsn::ZERO),
                 }
@@ -115,19 +115,19 @@ fn is_voided(hierarchy: &Hierarchy, op: &Op, key: &[u8], label: &Label, value: &
         .is_ok_and(|key| !hierarchy.stands(entity, key, label.lo, value.as_deref(), hierarchy.voids.swept(entity)))
 }
 
-fn standing(label: &Label, op: &Op, takeover: Lsn) -> Standing {
-    let Some((generation, text)) = &op.image else { return Standing::Unknown };
+fn standing(label: &Label, op: &Op, takeover: Lsn) -> Stands {
+    let Some((generation, text)) = &op.image else { return Stands::Unknown };
     let piece = text.get(entry::SPLIT) == Some(&b'1');
     if label.generation != *generation {
-        return Standing::Unknown;
+        return Stands::Unknown;
     }
     // Written by an earlier piece of the same transaction; in a replay it cannot be told from a later one.
     let earlier_piece = label.split && piece && label.lo == op.lsn && op.lsn > takeover;
     if label.hi < op.lsn || earlier_piece {
-        Standing::Predecessor
+        Stands::Predecessor
     } else if label.lo > op.lsn || (label.lo == op.lsn && !label.split) {
-        Standing::Contains
+        Stands::Contains
     } else {
-        Standing::Unknown
+        Stands::Unknown
     }
 }

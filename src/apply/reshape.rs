@@ -1,29 +1,19 @@
 //! Changes of the schema: what is looked up in the catalog decides how entities stand, and whether what is cached of them
 //! may still be served.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use tokio_postgres::Client;
 use tracing::{error, info};
 
 use super::claim::{self, draw};
+use super::joining::{self, is_joining};
 use super::second::Second;
 use super::{Applier, ApplyError, LookUpShape, Metrics};
 use crate::cache::Hierarchy;
-use crate::entity::{Entity, Resolved, Standing};
+use crate::entity::{Entity, Published, Resolved, Standing};
 use crate::metrics::Cause;
-
-/// Why an entity is not cached yet whose table has just come into the publications: see [`super::joining`].
-pub(super) const JOINING: &str = "transactions are open that ran when its table was published as it is now";
-
-/// Stands for no look at all.
-const UNSEEN: u64 = 0;
-
-/// Takes an entity out of the tiers that may have been published only just now, until a look finds that it has joined.
-pub(super) fn hold_back(entity: &Entity) {
-    if entity.is_servable() {
-        entity.set_standing(Standing::Uncached(JOINING.to_owned()));
-        entity.set_seen(UNSEEN);
-    }
-}
 
 impl<L: LookUpShape> Applier<L> {
     /// Looks an entity up; if it has changed, everything cached of before becomes unservable.
@@ -31,7 +21,7 @@ impl<L: LookUpShape> Applier<L> {
     /// # Errors
     /// If L2 or the source fails.
     pub async fn reshape(&mut self, id: usize) -> Result<(), ApplyError> {
-        self.reshape_now(id).await.inspect_err(|e| self.note(e))
+        self.reshape_now(&[id]).await.inspect_err(|e| self.note(e))
     }
 
     /// As [`Applier::reshape`], of all entities that may have changed.
@@ -43,24 +33,44 @@ impl<L: LookUpShape> Applier<L> {
     }
 
     pub(super) async fn look_around_now(&mut self) -> Result<(), ApplyError> {
-        for id in self.shapes.changed(&self.source, &self.hierarchy.entities).await? {
-            self.reshape_now(id).await?;
-        }
-        Ok(())
+        let changed = self.shapes.changed(&self.source, &self.hierarchy.entities).await?;
+        self.look_at(&changed, true).await
     }
 
-    pub(super) async fn reshape_now(&mut self, id: usize) -> Result<(), ApplyError> {
-        let mut found = self.shapes.look_up(&self.source, &self.hierarchy.entities[id]).await?;
-        if let (Standing::Cached, Some(shape)) = (&found.standing, &found.shape) {
-            let entity = self.hierarchy.entities[id].clone();
-            let was_published_so = entity.is_servable() && entity.shape().published == shape.published;
-            if !was_published_so && !self.has_joined(id, &shape.published).await? {
-                found.standing = Standing::Uncached(JOINING.to_owned());
-                // The next look finds it changed, and asks again.
-                found.signature = UNSEEN;
+    pub(super) async fn reshape_now(&mut self, ids: &[usize]) -> Result<(), ApplyError> {
+        self.look_at(ids, false).await
+    }
+
+    /// Looks entities up, in one pass; where that is asked, also whether others have joined meanwhile.
+    async fn look_at(&mut self, ids: &[usize], whether_joined: bool) -> Result<(), ApplyError> {
+        let looked = self.shapes.look_up(&self.source, ids).await?;
+        let mut found: HashMap<usize, Resolved> = ids.iter().copied().zip(looked).collect();
+        let entities = &self.hierarchy.entities;
+        for entity in entities.iter().filter(|entity| whether_joined && is_joining(entity)) {
+            // Its signature is that of the last look, which still holds.
+            found.entry(entity.id).or_insert_with(|| Resolved {
+                standing: Standing::Cached,
+                shape: Some((*entity.shape()).clone()),
+                signature: entity.seen(),
+            });
+        }
+        let mut wanted: Vec<(usize, Published)> = Vec::new();
+        for (id, found) in &found {
+            let entity = &entities[*id];
+            match (&found.standing, &found.shape) {
+                (Standing::Cached, Some(shape)) => {
+                    if !(entity.is_servable() && entity.shape().published == shape.published) {
+                        wanted.push((*id, shape.published.clone()));
+                    }
+                }
+                _ => self.joining.forget(*id),
             }
         }
-        renew(&self.source, &self.hierarchy, id, found, &self.metrics, Some(&mut self.second)).await
+        let joined = self.joined(&wanted).await?;
+        for (id, _) in wanted.iter().filter(|(id, _)| !joined.contains(id)) {
+            found.entry(*id).and_modify(|found| found.standing = joining::standing());
+        }
+        renew(&self.source, &self.hierarchy, found, &self.metrics, Some(&mut self.second)).await
     }
 }
 
@@ -75,68 +85,109 @@ pub async fn look_without_leading<L: LookUpShape>(
     hierarchy: &Hierarchy,
     metrics: &Metrics,
 ) -> Result<(), ApplyError> {
-    for id in shapes.changed(source, &hierarchy.entities).await? {
-        let entity = &hierarchy.entities[id];
-        let mut found = shapes.look_up(source, entity).await?;
+    let changed = shapes.changed(source, &hierarchy.entities).await?;
+    let looked = shapes.look_up(source, &changed).await?;
+    let mut found: HashMap<usize, Resolved> = changed.into_iter().zip(looked).collect();
+    for (id, found) in &mut found {
+        let entity = &hierarchy.entities[*id];
         let published = found.shape.as_ref().map(|shape| &shape.published);
         let was_published_so = published == Some(&entity.shape().published);
-        if found.standing == Standing::Cached && (!was_published_so || entity.standing().cause() == Some(JOINING)) {
+        if found.standing == Standing::Cached && (!was_published_so || is_joining(entity)) {
             // Whether it has joined is for whoever leads to find out.
-            found.standing = Standing::Uncached(JOINING.to_owned());
-            found.signature = UNSEEN;
+            found.standing = joining::standing();
         }
-        renew(source, hierarchy, id, found, metrics, None).await?;
     }
-    Ok(())
+    renew(source, hierarchy, found, metrics, None).await
 }
 
-/// Takes over what was found; if it is anything new, everything cached of before becomes unservable.
+/// What was found of an entity that is new, and how it stood before.
+struct Renewal<'h> {
+    entity: &'h Arc<Entity>,
+    found: Resolved,
+    before: Arc<Standing>,
+}
+
+/// Takes over what was found of entities; of those of which it is anything new, everything cached of before becomes
+/// unservable.
 async fn renew(
     source: &Client,
     hierarchy: &Hierarchy,
-    id: usize,
-    found: Resolved,
+    found: HashMap<usize, Resolved>,
     metrics: &Metrics,
-    second: Option<&mut Second>,
+    mut second: Option<&mut Second>,
 ) -> Result<(), ApplyError> {
-    let entity = &hierarchy.entities[id];
-    let before = entity.standing();
-    let same_shape = found.shape.as_ref().is_none_or(|shape| *shape == *entity.shape());
-    if same_shape && found.standing == *before {
-        entity.set_seen(found.signature);
+    let mut renewals = Vec::new();
+    for (id, found) in found {
+        let entity = &hierarchy.entities[id];
+        let before = entity.standing();
+        if found.standing == *before && found.shape.as_ref().is_none_or(|shape| *shape == *entity.shape()) {
+            entity.set_seen(found.signature);
+            // It may have been taken out of the tiers by something else than a look.
+            metrics.apply.servable(id, entity.is_servable());
+        } else {
+            renewals.push(Renewal { entity, found, before });
+        }
+    }
+    if renewals.is_empty() {
         return Ok(());
     }
-    let cached = found.standing == Standing::Cached;
-    if !cached {
+    renewals.sort_by_key(|renewal| renewal.entity.id);
+    for Renewal { entity, found, .. } in renewals.iter().filter(|renewal| renewal.found.standing != Standing::Cached) {
         // Its reads go to the database from now on, and nothing that is cached is served again.
         entity.set_standing(found.standing.clone());
-        metrics.apply.servable(id, false);
+        metrics.apply.servable(entity.id, false);
     }
-    // Before the shape is replaced: whoever fails in between would leave it with the old generation, and the next look
-    // would find nothing changed. Events up to where the log ends now may be of the old shape, which their relation's
-    // columns do not always tell.
-    entity.set_images_after(claim::insert_position(source).await?);
+    // After all looks, and before the shapes are replaced: whoever fails in between would leave them with the old
+    // generation, and the next look would find nothing changed. Events up to where the log ends now may be of an old
+    // shape, which their relation's columns do not always tell.
+    let looked_at = claim::insert_position(source).await?;
     let generation = draw(source, hierarchy.newest_generation()).await?;
-    let streamed_as_before = found.shape.as_ref().is_none_or(|shape| entity.shape().is_streamed_as(shape));
-    // The shape first: see `Entity::reshape`.
-    if let Some(shape) = found.shape {
-        entity.reshape(shape);
+    let mut streamed_otherwise = None;
+    for Renewal { entity, found, .. } in &mut renewals {
+        entity.set_images_after(looked_at);
+        if let Some(shape) = found.shape.take() {
+            if !entity.shape().is_streamed_as(&shape) {
+                streamed_otherwise.get_or_insert_with(|| entity.name.clone());
+            }
+            // The shape first: see `Entity::reshape`.
+            entity.reshape(shape);
+        }
     }
     let leads = second.is_some();
-    match second {
-        Some(second) => second.raise(entity, generation).await?,
-        None => entity.raise(generation),
+    match &mut second {
+        Some(second) => {
+            let raised: Vec<&Entity> = renewals.iter().map(|renewal| &**renewal.entity).collect();
+            second.raise(&raised, generation).await?;
+        }
+        None => renewals.iter().for_each(|renewal| renewal.entity.raise(generation)),
     }
-    if cached {
-        entity.set_standing(Standing::Cached);
-        metrics.apply.servable(id, true);
+    let mut joined = Vec::new();
+    for Renewal { entity, found, before } in renewals {
+        if found.standing == Standing::Cached && is_joining(entity) {
+            joined.push(&**entity);
+        }
+        if found.standing == Standing::Cached {
+            entity.set_standing(Standing::Cached);
+            metrics.apply.servable(entity.id, true);
+        }
+        entity.set_seen(found.signature);
+        metrics.apply.invalidations(entity.id, Cause::Ddl, 1);
+        let generation = generation.0;
+        info!(
+            entity = entity.name,
+            generation,
+            "starting a new generation: what the catalog says of its tables has changed (columns, rights, publication)"
+        );
+        say(entity, &before, &found.standing);
     }
-    entity.set_seen(found.signature);
-    metrics.apply.invalidations(id, Cause::Ddl, 1);
-    info!(entity = entity.name, generation = generation.0, "starting a new generation: the table's shape has changed");
-    say(entity, &before, &found.standing);
-    // Rows that the stream has under names that were not known are to come again.
-    if leads && !streamed_as_before { Err(ApplyError::Repartitioned(entity.name.clone())) } else { Ok(()) }
+    if let Some(second) = second {
+        second.have_joined(&joined).await?;
+    }
+    match streamed_otherwise.filter(|_| leads) {
+        // Rows that the stream has under names that were not known are to come again.
+        Some(name) => Err(ApplyError::Repartitioned(name)),
+        None => Ok(()),
+    }
 }
 
 /// Logs how an entity stands, once for each change of that.
@@ -146,6 +197,11 @@ fn say(entity: &Entity, before: &Standing, now: &Standing) {
     }
     match now {
         Standing::Cached => info!(entity = entity.name, "the entity is cached again"),
+        // That ends by itself, mostly soon.
+        locked if locked.is_locked() => {
+            let why = locked.cause().unwrap_or_default();
+            info!(entity = entity.name, why, "the entity is not cached until it can be looked at again");
+        }
         Standing::Uncached(why) => {
             error!(entity = entity.name, %why, "the entity is not cached any more: reads go to Postgres; run `walcache check`");
         }

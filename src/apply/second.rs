@@ -139,16 +139,25 @@ impl Second {
         }
     }
 
-    /// Raises an entity's generation, in this process first: should L2 fail, what it had must not be served meanwhile.
+    /// Raises entities' generations, in this process first: should L2 fail, what it had must not be served meanwhile.
     /// The next claim sees to it that L2 knows.
-    pub(super) async fn raise(&mut self, entity: &Entity, generation: Generation) -> Result<(), ApplyError> {
-        entity.raise(generation);
+    pub(super) async fn raise(&mut self, entities: &[&Entity], generation: Generation) -> Result<(), ApplyError> {
+        entities.iter().for_each(|entity| entity.raise(generation));
         match self {
-            Second::Claimed(writer) => writer.raise(entity, generation).await?,
+            Second::Claimed(writer) => writer.raise(entities, generation).await?,
             Second::Away(away) => away.missed = Some(MISSED),
             Second::None => {}
         }
         Ok(())
+    }
+
+    /// Entities that have waited to join are in the tiers from now on.
+    pub(super) async fn have_joined(&mut self, entities: &[&Entity]) -> Result<(), ApplyError> {
+        match self {
+            Second::Claimed(writer) if !entities.is_empty() => writer.have_joined(entities).await,
+            // A claim tells what is known by then.
+            _ => Ok(()),
+        }
     }
 
     /// Raises the generation of all entities, in this process first.

@@ -1,13 +1,16 @@
 //! Writes batches to L2 under a claim.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use indexmap::IndexMap;
 use redis::Cmd;
 
 use super::batch::{Batch, HashedKey, Op};
 use super::claim::{Claim, Scripts};
+use super::joining::is_joining;
 use super::{ApplyError, Config};
 use crate::cache::l2::L2;
 use crate::cache::voids::Field;
@@ -34,10 +37,10 @@ pub struct Writer {
 
 /// One command of a batch.
 enum Call<'a> {
-    /// Put the newest images of an entity's keys.
-    Put(usize, Vec<Put<'a>>),
+    /// Put the newest images of keys.
+    Put(Terms, &'a [Put<'a>]),
     /// Drop keys.
-    Drop(Vec<&'a [u8]>),
+    Drop(&'a [&'a [u8]]),
 }
 
 /// A key's newest image.
@@ -45,8 +48,26 @@ enum Call<'a> {
 struct Put<'a> {
     key: &'a HashedKey,
     lsn: Lsn,
-    generation: Generation,
     text: &'a [u8],
+}
+
+/// What one call says of all of its images. Entities that are configured alike share it: what a call costs is paid once for
+/// them all, however many they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Terms {
+    generation: Generation,
+    stale: Duration,
+    populate: bool,
+    replaced: Replaced,
+}
+
+/// A batch's entries, by what is done with them.
+#[derive(Default)]
+struct Sorted<'a> {
+    puts: IndexMap<Terms, Vec<Put<'a>>>,
+    drops: Vec<&'a [u8]>,
+    /// To be dropped and read again, by position.
+    requeried: Vec<usize>,
 }
 
 impl Writer {
@@ -76,14 +97,15 @@ impl Writer {
         let batch = &*batch;
         self.hw = batch.progress.unwrap_or_default().max(batch.high).max(self.hw);
         let done = batch.progress.filter(|lsn| *lsn > self.done);
-        let (calls, requeried) = self.calls(entities, batch);
+        let sorted = Sorted::new(entities, batch);
+        let calls = sorted.calls(self.config.script_keys);
         let mut stood = Vec::new();
-        for keys in requeried.chunks(self.config.script_keys) {
+        for keys in sorted.requeried.chunks(self.config.script_keys) {
             stood.extend(self.drop_each(batch, keys).await?);
         }
         if let (Some(lsn), [call @ Call::Put(..)]) = (done, &calls[..]) {
             // The usual small batch: its one script says itself that it is done.
-            self.send(self.command(entities, call, now, Some(lsn))).await?;
+            self.send(self.command(call, now, Some(lsn))).await?;
         } else {
             // Their order does not matter: each key is in one of them.
             let mut sent = FuturesUnordered::new();
@@ -92,7 +114,7 @@ impl Writer {
                     sent.next().await.transpose()?;
                     failpoint::reached(Point::BetweenScripts);
                 }
-                sent.push(self.send(self.command(entities, call, now, None)));
+                sent.push(self.send(self.command(call, now, None)));
             }
             while let Some(written) = sent.next().await {
                 written?;
@@ -120,18 +142,35 @@ impl Writer {
         Ok(keys.iter().zip(dropped).filter(|(_, count)| *count > 0).map(|(at, _)| *at).collect())
     }
 
-    /// Raises an entity's generation in L2. Takes its present shape for what the generation stands for.
+    /// Raises entities' generations in L2. Takes their present shapes for what the generation stands for; but for entities that
+    /// have not joined yet, which whoever claims L2 next is not to take for known.
     ///
     /// # Errors
     /// As [`Writer::write`].
-    pub async fn raise(&mut self, entity: &Entity, generation: Generation) -> Result<(), ApplyError> {
-        let fields = [
-            (format!("gen:{}", entity.name), generation.hex16().to_vec()),
-            (format!("shape:{}", entity.name), super::claim::signature(entity)),
-        ];
+    pub async fn raise(&mut self, entities: &[&Entity], generation: Generation) -> Result<(), ApplyError> {
+        let fields = |entity: &&Entity| {
+            let shape = if is_joining(entity) { Vec::new() } else { super::claim::fingerprint(entity) };
+            [(format!("gen:{}", entity.name), generation.hex16().to_vec()), (format!("shape:{}", entity.name), shape)]
+        };
+        let fields: Vec<Field> = entities.iter().flat_map(fields).collect();
         failpoint::reached(Point::BeforeRaise);
-        self.claim.set(&self.l2, &self.scripts, None, &fields).await?;
+        for fields in fields.chunks(FIELDS) {
+            self.claim.set(&self.l2, &self.scripts, None, fields).await?;
+        }
         failpoint::reached(Point::AfterRaise);
+        Ok(())
+    }
+
+    /// Takes the present shapes of entities that have joined for what their generations stand for.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    pub async fn have_joined(&mut self, entities: &[&Entity]) -> Result<(), ApplyError> {
+        let field = |entity: &&Entity| (format!("shape:{}", entity.name), super::claim::fingerprint(entity));
+        let fields: Vec<Field> = entities.iter().map(field).collect();
+        for fields in fields.chunks(FIELDS) {
+            self.claim.set(&self.l2, &self.scripts, None, fields).await?;
+        }
         Ok(())
     }
 
@@ -170,56 +209,28 @@ impl Writer {
         Ok(())
     }
 
-    /// Cuts a batch into calls of a bounded number of keys; leaves those keys aside, by position, that are to be dropped and
-    /// read again.
-    fn calls<'b>(&self, entities: &[Arc<Entity>], batch: &'b Batch) -> (Vec<Call<'b>>, Vec<usize>) {
-        let mut puts: Vec<Vec<Put<'_>>> = vec![Vec::new(); entities.len()];
-        let mut drops: Vec<&[u8]> = Vec::new();
-        let mut requeried = Vec::new();
-        for (at, (key, Op { entity, lsn, image, gaps, since })) in batch.ops.iter().enumerate() {
-            match image {
-                Some((generation, text)) if *since > entities[*entity].images_after() && !gaps => {
-                    puts[*entity].push(Put { key, lsn: *lsn, generation: *generation, text });
-                }
-                _ if entities[*entity].is_requeried() => requeried.push(at),
-                _ => drops.push(&key.key),
-            }
-        }
-        let size = self.config.script_keys;
-        let mut calls: Vec<Call<'_>> = drops.chunks(size).map(|keys| Call::Drop(keys.to_vec())).collect();
-        for (entity, puts) in puts.iter().enumerate() {
-            // One call is of one generation; it rarely changes within a batch.
-            for puts in puts.chunk_by(|a, b| a.generation == b.generation) {
-                calls.extend(puts.chunks(size).map(|puts| Call::Put(entity, puts.to_vec())));
-            }
-        }
-        (calls, requeried)
-    }
-
-    fn command(&self, entities: &[Arc<Entity>], call: &Call<'_>, now: Due, done: Option<Lsn>) -> Cmd {
+    fn command(&self, call: &Call<'_>, now: Due, done: Option<Lsn>) -> Cmd {
         match call {
-            Call::Put(entity, puts) => self.put(&entities[*entity], puts, now, done),
+            Call::Put(terms, puts) => self.put(terms, puts, now, done),
             // An invalidation needs no script: a miss is always right, whoever causes it.
             Call::Drop(keys) => redis::cmd("UNLINK").arg(keys).take(),
         }
     }
 
-    fn put(&self, entity: &Entity, puts: &[Put<'_>], now: Due, done: Option<Lsn>) -> Cmd {
+    fn put(&self, terms: &Terms, puts: &[Put<'_>], now: Due, done: Option<Lsn>) -> Cmd {
         let mut cmd = self.scripts.apply.command(puts.len() + 1);
         cmd.arg(&self.l2.fence_key);
         for put in puts {
             cmd.arg(&put.key.key);
         }
         cmd.arg(&self.claim.epoch).arg(&self.done.hex16()).arg(&self.hw.hex16()).arg(&self.claim.takeover.hex16());
-        cmd.arg(now.before(entity.lifetime.stale).as_millis()).arg(u8::from(entity.populate));
+        cmd.arg(now.before(terms.stale).as_millis()).arg(u8::from(terms.populate));
         match done {
             Some(lsn) => cmd.arg(&lsn.hex16()),
             None => cmd.arg(""),
         };
-        // All of one generation: see `calls`.
-        let generation = puts.first().map(|put| put.generation).unwrap_or_default();
         let least = puts.iter().map(|put| put.lsn).min().unwrap_or_default();
-        cmd.arg(&generation.hex16()).arg(&least.hex16()).arg(match entity.lifetime.replaced() {
+        cmd.arg(&terms.generation.hex16()).arg(&least.hex16()).arg(match terms.replaced {
             Replaced::KeepsExpiry => "expiry",
             Replaced::KeepsDue => "due",
             Replaced::Own => "own",
@@ -236,3 +247,49 @@ impl Writer {
         Ok(())
     }
 }
+
+impl<'a> Sorted<'a> {
+    fn new(entities: &[Arc<Entity>], batch: &'a Batch) -> Self {
+        let mut sorted = Sorted::default();
+        // Where an entity's images go: its generation rarely changes within a batch.
+        let mut places: Vec<Option<(Generation, usize)>> = vec![None; entities.len()];
+        for (at, (key, Op { entity: id, lsn, image, gaps, since })) in batch.ops.iter().enumerate() {
+            let entity = &entities[*id];
+            match image {
+                Some((generation, text)) if *since > entity.images_after() && !gaps => {
+                    let place = match places[*id] {
+                        Some((of, place)) if of == *generation => place,
+                        _ => {
+                            let entry = sorted.puts.entry(Terms::of(entity, *generation));
+                            let place = entry.index();
+                            entry.or_default();
+                            places[*id] = Some((*generation, place));
+                            place
+                        }
+                    };
+                    sorted.puts[place].push(Put { key, lsn: *lsn, text });
+                }
+                _ if entity.is_requeried() => sorted.requeried.push(at),
+                _ => sorted.drops.push(&key.key),
+            }
+        }
+        sorted
+    }
+
+    /// The commands that do it, each for a bounded number of keys.
+    fn calls(&self, keys: usize) -> Vec<Call<'_>> {
+        let drops = self.drops.chunks(keys).map(Call::Drop);
+        let puts = self.puts.iter().flat_map(|(terms, puts)| puts.chunks(keys).map(|puts| Call::Put(*terms, puts)));
+        drops.chain(puts).collect()
+    }
+}
+
+impl Terms {
+    fn of(entity: &Entity, generation: Generation) -> Self {
+        let lifetime = &entity.lifetime;
+        Terms { generation, stale: lifetime.stale, populate: entity.populate, replaced: lifetime.replaced() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -43,6 +43,8 @@ pub struct Counts {
 /// A check without a verdict.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unsettled {
+    /// The entity's name.
+    pub entity: String,
     /// The key within the entity.
     pub key: String,
     /// Where it stands.
@@ -111,7 +113,8 @@ impl<S: Shapes> Auditor<S> {
             let last = round == RETRIES;
             let mut again = Vec::new();
             for (key, outcome) in self.check(entity, tier, std::mem::take(&mut keys), repair).await {
-                let unsettled = |why: String| Unsettled { key: key.key().to_owned(), tier, why };
+                let unsettled =
+                    |why: String| Unsettled { entity: entity.name.clone(), key: key.key().to_owned(), tier, why };
                 let Report { l1, l2, findings, unsettled: named, .. } = report;
                 let counts = match tier {
                     Tier::L1 => l1,

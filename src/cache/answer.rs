@@ -84,6 +84,10 @@ pub enum ReadError {
         /// Where the database is.
         current: Lsn,
     },
+    /// The query was ended in Postgres for the sake of another transaction (a deadlock, a lock that was not to be had), and once
+    /// more when it was tried again.
+    #[error("the database gave the query up for another transaction: SQLSTATE {0}")]
+    Contended(String),
     /// The query failed in Postgres for another reason (a dropped table or column, a missing right).
     #[error("the database refused the query: SQLSTATE {0}")]
     Refused(String),

@@ -8,9 +8,11 @@
 //! only when a whole batch has been written. A server that goes back to a state in the middle of a batch shows the
 //! batch's `hw` and lacks some of its effects, so only `done` proves that nothing was lost.
 
+mod fill;
 mod inspect;
 mod notes;
 pub mod renew;
+mod script;
 mod walk;
 
 use std::collections::HashMap;
@@ -27,12 +29,11 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+pub use self::fill::Looked;
 pub use self::inspect::{Fields, Look};
-pub use self::walk::Walk;
+pub use self::script::Script;
+pub use self::walk::{Read, Walk, Way};
 use super::Hierarchy;
-use crate::entity::Generation;
-use crate::entry::Due;
-use crate::failpoint::{self, Rule};
 use crate::lsn::Lsn;
 use crate::metrics::InstanceMetrics;
 
@@ -67,58 +68,6 @@ pub enum L2Error {
     Form,
 }
 
-/// A script, sent by its hash and loaded where the server does not know it.
-#[derive(Debug)]
-pub struct Script {
-    text: &'static str,
-    sha: String,
-}
-
-impl Script {
-    /// A script from its text.
-    pub fn new(text: &'static str) -> Self {
-        Script { text, sha: redis::Script::new(text).get_hash().to_owned() }
-    }
-
-    /// The command that runs it with this many keys; keys, then arguments, are to be appended.
-    pub fn command(&self, keys: usize) -> redis::Cmd {
-        let mut cmd = redis::cmd("EVALSHA");
-        cmd.arg(&self.sha).arg(keys);
-        cmd
-    }
-
-    /// Runs a command made by [`Script::command`]; loads the script first if the server lost it.
-    ///
-    /// # Errors
-    /// What Redis or the connection says.
-    pub async fn run(&self, conn: &mut MultiplexedConnection, cmd: &redis::Cmd) -> Result<Value, RedisError> {
-        match conn.send_packed_command(cmd).await.and_then(Value::extract_error) {
-            Err(e) if e.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript) => {
-                self.load(conn).await?;
-                conn.send_packed_command(cmd).await?.extract_error()
-            }
-            other => other,
-        }
-    }
-
-    /// Loads the script into the server.
-    ///
-    /// # Errors
-    /// What Redis or the connection says.
-    pub async fn load(&self, conn: &mut MultiplexedConnection) -> Result<(), RedisError> {
-        redis::cmd("SCRIPT").arg("LOAD").arg(self.text).exec_async(conn).await
-    }
-}
-
-/// What a lookup with the right to fill found at a key.
-#[derive(Debug)]
-pub enum Looked {
-    /// Somebody's entry or lease.
-    Stored(Bytes),
-    /// Nothing: our lease stands there now.
-    Leased,
-}
-
 /// The readers' way to L2, shared by all of them.
 pub struct L2 {
     /// How it is reached.
@@ -140,6 +89,7 @@ pub struct L2 {
     look: Script,
     drop_same: Script,
     unlink_below: Script,
+    texts: Script,
     claim_renewals: Script,
     replace: Script,
 }
@@ -166,6 +116,7 @@ impl L2 {
             look: Script::new(include_str!("l2/look.lua")),
             drop_same: Script::new(include_str!("l2/drop_same.lua")),
             unlink_below: Script::new(include_str!("l2/unlink_below.lua")),
+            texts: Script::new(include_str!("l2/texts.lua")),
             claim_renewals: Script::new(include_str!("l2/renew/claim.lua")),
             replace: Script::new(include_str!("l2/renew/replace.lua")),
         })
@@ -331,78 +282,6 @@ impl L2 {
             _ => Err(self.malformed()),
         }
     }
-
-    /// Looks keys up and takes a lease for each that is absent, was due by `over`, or has not seen everything up to its
-    /// floor. `None` for the high-water mark says that L2 has lost
-    /// its fence; then no lease was taken.
-    ///
-    /// # Errors
-    /// If L2 is away or not trusted.
-    pub async fn lease(
-        &self,
-        keys: &[&str],
-        lease: &str,
-        generation: Generation,
-        over: Due,
-        floors: &[Lsn],
-    ) -> Result<(Option<Lsn>, Vec<Looked>), L2Error> {
-        let mut connection = self.connection()?;
-        let mut cmd = self.lease.command(keys.len() + 1);
-        cmd.arg(&self.fence_key).arg(keys).arg(lease);
-        cmd.arg(self.config.lease_ttl.as_millis() as u64).arg(&generation.hex16()).arg(&over.digits());
-        if floors.iter().any(|floor| *floor > Lsn::ZERO) {
-            for floor in floors {
-                cmd.arg(&floor.hex16());
-            }
-        }
-        let Value::Array(values) = self.judge(self.lease.run(&mut connection, &cmd).await)? else {
-            return Err(self.malformed());
-        };
-        let mut values = values.into_iter().map(bulk);
-        let Some(hw) = values.next().ok_or(L2Error::Form)?? else {
-            return Ok((None, Vec::new()));
-        };
-        let hw = Lsn::from_hex16(&hw).ok_or(L2Error::Form)?;
-        let looked: Vec<Looked> =
-            values.map(|v| v.map(|v| v.map_or(Looked::Leased, Looked::Stored))).collect::<Result<_, _>>()?;
-        if looked.len() == keys.len() { Ok((Some(hw), looked)) } else { Err(L2Error::Form) }
-    }
-
-    /// Publishes fills, which nothing committed after `hi` is in; says for each whether its lease still stood. `base` is taken
-    /// off their due times to get their lives in Redis.
-    ///
-    /// # Errors
-    /// If L2 is away or not trusted; the leases then expire.
-    pub async fn publish(
-        &self,
-        entries: &[(&str, Vec<u8>)],
-        lease: &str,
-        hi: Lsn,
-        base: Due,
-    ) -> Result<Vec<bool>, L2Error> {
-        let mut connection = self.connection()?;
-        if failpoint::is_off(Rule::Lease) {
-            // As if no event had voided it.
-            for (key, _) in entries {
-                redis::cmd("SET").arg(key).arg(lease).exec_async(&mut connection).await?;
-            }
-        }
-        let mut cmd = self.publish.command(entries.len() + 1);
-        cmd.arg(&self.fence_key);
-        for (key, _) in entries {
-            cmd.arg(key);
-        }
-        cmd.arg(lease).arg(base.as_millis()).arg(&hi.hex16());
-        for (_, text) in entries {
-            cmd.arg(text);
-        }
-        match self.judge(self.publish.run(&mut connection, &cmd).await)? {
-            Value::Array(values) if values.len() == entries.len() => {
-                Ok(values.iter().map(|v| *v == Value::Int(1)).collect())
-            }
-            _ => Err(self.malformed()),
-        }
-    }
 }
 
 fn bulk(value: Value) -> Result<Option<Bytes>, L2Error> {
@@ -412,3 +291,6 @@ fn bulk(value: Value) -> Result<Option<Bytes>, L2Error> {
         _ => Err(L2Error::Form),
     }
 }
+
+#[cfg(test)]
+mod tests;

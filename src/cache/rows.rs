@@ -12,11 +12,13 @@ use deadpool_postgres::{Object, Pool, PoolError, TimeoutType};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
+use tokio_postgres::error::DbError;
 
 pub use self::results::MAX_RESULTS;
 use super::answer::ReadError;
 use super::permits::{Permit, Permits, share};
 use crate::entity::{Entity, EntryKey, Shape};
+use crate::key::{KeyColumn, KeyType};
 use crate::lsn::Lsn;
 use crate::sql::quote_ident as quote;
 
@@ -28,6 +30,9 @@ const DOWN: u64 = 250;
 
 /// How much longer than a statement may take the server's word on that is waited for, before its connection is given up.
 const MARGIN: Duration = Duration::from_millis(500);
+
+/// How often, in milliseconds, it is said of an entity that the database refuses its query.
+const SAY: u64 = 10_000;
 
 /// The rows of many keys, in one snapshot.
 pub struct Found {
@@ -54,6 +59,8 @@ pub struct Rows {
     down_until: AtomicU64,
     /// By entity.
     queries: Mutex<Vec<Option<Query>>>,
+    /// By entity: when it was last said that the database refuses its query, in milliseconds from `origin`; 0: never.
+    said: Vec<AtomicU64>,
 }
 
 impl Rows {
@@ -70,6 +77,7 @@ impl Rows {
             origin: Instant::now(),
             down_until: AtomicU64::new(0),
             queries: Mutex::default(),
+            said: (0..entities).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
@@ -116,9 +124,14 @@ impl Rows {
         if self.now() < self.down_until.load(Ordering::Acquire) {
             return Err(ReadError::SourceUnavailable);
         }
-        let found = match &entity.query {
+        let attempt = async || match &entity.query {
             Some(query) => self.read_results(entity, query, keys, since).await,
             None => self.query_rows(entity, keys, since).await,
+        };
+        let found = match attempt().await {
+            // Whoever it was given up for has gone on meanwhile.
+            Err(ReadError::Contended(_)) => attempt().await,
+            found => found,
         };
         if matches!(found, Err(ReadError::SourceUnavailable)) {
             self.is_down();
@@ -155,7 +168,7 @@ impl Rows {
             }
         }
         let (_turn, client) = self.connection(entity, since).await?;
-        let refused = |error: tokio_postgres::Error| self.refused(&error);
+        let refused = |error: tokio_postgres::Error| self.refused(entity, &error);
         let work = async {
             let statement = client.prepare_cached(&query).await.map_err(refused)?;
             let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = columns.iter().map(|c| c as _).collect();
@@ -199,7 +212,7 @@ impl Rows {
             // Never closed.
             let turn = self.connections[entity.id].acquire().await.map_err(|_| ReadError::Overloaded)?;
             loop {
-                let client = self.pool.get().await.map_err(|e| self.unavailable(&e))?;
+                let client = self.pool.get().await.map_err(|e| self.unavailable(entity, &e))?;
                 if Object::metrics(&client).created >= since {
                     return Ok((turn, client));
                 }
@@ -219,30 +232,34 @@ impl Rows {
         let width = shape.key.len();
         match &queries[entity.id] {
             Some((made_for, query)) if Arc::ptr_eq(made_for, &shape) => (width, query.clone()),
-            _ => {
+            known => {
                 let query = match &entity.query {
-                    Some(query) => query.fill_statement(),
+                    // What its names stand for may be something else now, which a statement that is prepared does not notice.
+                    Some(query) => format!("{}\n-- {:016x}", query.fill_statement(), shape.version),
                     None => fill_query(entity, &shape),
                 };
+                if let Some((made_for, before)) = known.as_ref().filter(|(_, before)| *before != query) {
+                    results::forget(&self.pool, before, entity, made_for);
+                }
                 queries[entity.id] = Some((shape, query.clone()));
                 (width, query)
             }
         }
     }
 
-    fn unavailable(&self, error: &PoolError) -> ReadError {
+    fn unavailable(&self, entity: &Entity, error: &PoolError) -> ReadError {
         match error {
             PoolError::Timeout(TimeoutType::Wait) => ReadError::Overloaded,
             PoolError::Timeout(_) => {
                 self.is_down();
                 ReadError::SourceTimeout(self.timeout)
             }
-            PoolError::Backend(e) => self.refused(e),
+            PoolError::Backend(e) => self.refused(entity, e),
             _ => ReadError::SourceUnavailable,
         }
     }
 
-    fn refused(&self, error: &tokio_postgres::Error) -> ReadError {
+    fn refused(&self, entity: &Entity, error: &tokio_postgres::Error) -> ReadError {
         match error.code().map(|code| code.code()) {
             // Shutting down, starting up, too many connections, connection lost.
             None => ReadError::SourceUnavailable,
@@ -251,10 +268,23 @@ impl Rows {
             }
             // query_canceled: the session's limit on statements.
             Some("57014") => ReadError::SourceTimeout(self.timeout),
+            // lock_not_available, deadlock_detected, serialization_failure.
+            Some(code @ ("55P03" | "40P01" | "40001")) => ReadError::Contended(code.to_owned()),
             Some(code) => {
-                tracing::warn!(sqlstate = code, error = %error, "read rows: the database refused the query");
+                self.say(entity, code, error);
                 ReadError::Refused(code.to_owned())
             }
+        }
+    }
+
+    /// Logs what the database has refused, not for each read.
+    fn say(&self, entity: &Entity, sqlstate: &str, error: &tokio_postgres::Error) {
+        let (now, said) = (self.now(), &self.said[entity.id]);
+        let before = said.load(Ordering::Relaxed);
+        let due = before == 0 || now.saturating_sub(before) >= SAY;
+        if due && said.compare_exchange(before, now.max(1), Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            let (entity, error) = (entity.name.as_str(), error.as_db_error().map_or("", DbError::message));
+            tracing::warn!(entity, sqlstate, error, "read rows: the database refused the query");
         }
     }
 }
@@ -273,16 +303,21 @@ fn fill_query(entity: &Entity, shape: &Shape) -> String {
         }
         None => table,
     };
-    // Templates' comments mention the placeholders, too: only the statement is kept.
-    let statement: String = FILL.lines().filter(|line| !line.starts_with("--")).collect::<Vec<_>>().join("\n");
-    statement
+    crate::sql::statement(FILL)
         .replace("{columns}", &list(shape.columns.iter().map(|c| format!("t.{}", quote(&c.name))).collect(), ", "))
         .replace("{keys}", &list(numbered().map(|(i, k)| format!("${}::text[]::{}[]", i + 1, k.cast)).collect(), ", "))
         .replace("{names}", &list(numbered().map(|(i, _)| format!("k{i}")).collect(), ", "))
-        .replace(
-            "{condition}",
-            &list(numbered().map(|(i, k)| format!("t.{} = k.k{i}", quote(&k.name))).collect(), " AND "),
-        )
+        .replace("{condition}", &list(numbered().map(|(i, k)| format!("{} = k.k{i}", compared(k))).collect(), " AND "))
         // Last: a filter may hold any text.
         .replace("{table}", &table)
+}
+
+/// A key's column, as it is compared with values.
+fn compared(key: &KeyColumn) -> String {
+    let column = format!("t.{}", quote(&key.name));
+    match key.key_type {
+        // Of a domain the comparison of enums takes no notice.
+        KeyType::Enum(_) => format!("{column}::{}", key.cast),
+        _ => column,
+    }
 }

@@ -15,8 +15,13 @@
 //!   [`Cached::seen`](super::l1::Cached::seen).
 //!
 //! A walk of L2 that is cut off, by a connection that broke or that readers do not trust any more, retires nothing: the
-//! patterns stand, in the fence, too, and are swept again, by whichever process. Only what a matcher of our own says is
-//! removed: Redis is asked for keys by their beginning alone.
+//! patterns stand, in the fence, too, and are swept again, by whichever process. Nor does one whose connection is not
+//! trusted any more when it comes to that: what a walk has removed is gone from that server alone. The same after a
+//! restart, or another that takes its place, may have lost the last removals, and show as done all that was acknowledged,
+//! for nothing but removals came after. But it has the pattern in its fence: removed there after the entries were, it is
+//! lost no later than they are. What readers trust after the retiring is looked at first, and its patterns stand again.
+//!
+//! Only what a matcher of our own says is removed: Redis is asked for keys by their beginning alone.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,9 +32,10 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Hierarchy;
 use super::l1::Place;
-use super::l2::L2Error;
-use super::voids::{Pattern, full};
+use super::l2::{L2Error, Way};
+use super::voids::{Field, Pattern, full};
 use crate::entity::Entity;
+use crate::failpoint::{self, Point};
 use crate::lsn::Lsn;
 
 /// Keys that are looked at by one step, at most.
@@ -37,7 +43,7 @@ const STEP: usize = 500;
 
 /// The patterns of an entity that are swept together.
 #[derive(Debug, Clone)]
-pub struct Due {
+pub struct ToSweep {
     /// The entity.
     pub entity: Arc<Entity>,
     /// Its patterns, the oldest first; at least one.
@@ -53,7 +59,16 @@ pub struct Swept {
     pub l1: u64,
 }
 
-impl Due {
+/// What was swept, and may be retired: only a sweep makes one.
+pub struct Sweep {
+    due: Vec<ToSweep>,
+    /// How L2 was reached, if there is one.
+    way: Option<Way>,
+    /// What it has removed.
+    pub removed: Swept,
+}
+
+impl ToSweep {
     /// What a key's entry must have seen; `None` if no pattern matches it.
     fn floor(&self, redis_key: &str) -> Option<Lsn> {
         let key = full(&self.entity, redis_key);
@@ -66,7 +81,7 @@ impl Due {
 }
 
 /// The bytes that all keys begin with that are due.
-fn start(due: &[Due]) -> Vec<u8> {
+fn start(due: &[ToSweep]) -> Vec<u8> {
     let mut starts = due.iter().flat_map(|due| {
         let prefix = due.entity.redis_prefix.as_bytes();
         let own = prefix.len() - due.entity.name.len() - 1;
@@ -82,12 +97,12 @@ fn start(due: &[Due]) -> Vec<u8> {
 
 impl Hierarchy {
     /// The patterns that may be swept now: all that they void is applied.
-    pub fn due(&self) -> Vec<Due> {
+    pub fn due(&self) -> Vec<ToSweep> {
         let applied = self.watermark.load();
         let of = |entity: &Arc<Entity>| {
             let mut patterns = self.voids.patterns(entity.id);
             patterns.retain(|(_, c)| *c <= applied);
-            (!patterns.is_empty()).then(|| Due { entity: entity.clone(), patterns })
+            (!patterns.is_empty()).then(|| ToSweep { entity: entity.clone(), patterns })
         };
         self.entities.iter().filter_map(of).collect()
     }
@@ -96,13 +111,27 @@ impl Hierarchy {
     ///
     /// # Errors
     /// If L2 is away or not trusted, or has become so: then nothing may be retired.
-    pub async fn sweep(&self, due: &[Due], rate: u32) -> Result<Swept, L2Error> {
-        let l2 = self.sweep_l2(due, rate).await?;
-        Ok(Swept { l2, l1: self.sweep_l1(due).await })
+    pub async fn sweep(&self, due: Vec<ToSweep>, rate: u32) -> Result<Sweep, L2Error> {
+        failpoint::reached(Point::BeforeSweep);
+        let (l2, way) = self.sweep_l2(&due, rate).await?;
+        failpoint::reached(Point::Swept);
+        let removed = Swept { l2, l1: self.sweep_l1(&due).await };
+        Ok(Sweep { due, way, removed })
     }
 
-    async fn sweep_l2(&self, due: &[Due], rate: u32) -> Result<u64, L2Error> {
-        let Some(l2) = &self.l2 else { return Ok(0) };
+    /// Drops patterns that have been swept; gives what is to go from L2's fence. `None` if L2 may be another than the one that
+    /// was swept: then they stand.
+    pub fn retire(&self, sweep: &Sweep) -> Option<Vec<Field>> {
+        let retire = || sweep.due.iter().flat_map(|due| self.voids.retire(&due.entity, &due.patterns)).collect();
+        match (&self.l2, &sweep.way) {
+            (None, _) => Some(retire()),
+            (Some(l2), Some(way)) => l2.if_trusted(way, retire),
+            (Some(_), None) => None,
+        }
+    }
+
+    async fn sweep_l2(&self, due: &[ToSweep], rate: u32) -> Result<(u64, Option<Way>), L2Error> {
+        let Some(l2) = &self.l2 else { return Ok((0, None)) };
         let mut walk = l2.walk(&start(due))?;
         let count = STEP.min(usize::try_from(rate / 10).unwrap_or(STEP)).max(1);
         let mut pace = interval(Duration::from_secs_f64(count as f64 / f64::from(rate.max(1))));
@@ -120,12 +149,12 @@ impl Hierarchy {
             let voided: Vec<(Bytes, Lsn)> = keys.into_iter().filter_map(floor).collect();
             removed += walk.unlink_below(&voided).await?;
             if !more {
-                return Ok(removed);
+                return Ok((removed, Some(walk.way())));
             }
         }
     }
 
-    async fn sweep_l1(&self, due: &[Due]) -> u64 {
+    async fn sweep_l1(&self, due: &[ToSweep]) -> u64 {
         let Some(l1) = &self.l1 else { return 0 };
         let mut removed = 0;
         for due in due {

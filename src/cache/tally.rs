@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Hierarchy;
 use super::l1::Place;
-use super::l2::L2Error;
+use super::l2::{L2Error, Read, Walk};
 use super::voids::full;
 use crate::entity::{Entity, EntryKey, hash};
 use crate::entry::{self, Stored};
@@ -16,6 +16,8 @@ use crate::void::Void;
 
 /// Keys that are looked at by one step.
 const STEP: usize = 1000;
+/// Bytes of texts that are read at a time, but for one that is larger by itself.
+const MAX_BYTES: usize = 16 << 20;
 /// Keys whose values are read to see what tags they bear, at most: each of them goes over the wire.
 const MAX_VALUES: u64 = 100_000;
 /// Keys that are looked at, at most.
@@ -37,7 +39,8 @@ pub struct Tally {
     pub entries: u64,
     /// Keys that were looked at.
     pub looked_at: u64,
-    /// Whether that was all of them. Else there may be more entries: values are read of so many keys only.
+    /// Whether that was all of them. Else there may be more entries: values are read of so many keys only, and none that is
+    /// larger than what is cached.
     pub complete: bool,
 }
 
@@ -66,7 +69,10 @@ impl Hierarchy {
         let l1 = self.l1.as_ref()?;
         let mut tally = Tally { complete: true, ..Tally::default() };
         if named.voids.is_empty() {
-            for key in &named.keys {
+            for (n, key) in named.keys.iter().enumerate() {
+                if n % STEP == 0 {
+                    tokio::task::yield_now().await;
+                }
                 let held = |entity: &Arc<Entity>| {
                     l1.peek(entity.id, key.hash).is_some_and(|cached| *cached.key == *key.redis())
                 };
@@ -101,44 +107,48 @@ impl Hierarchy {
     pub async fn tally_l2(&self, named: &Named, max_value: usize) -> Result<Option<Tally>, L2Error> {
         let Some(l2) = &self.l2 else { return Ok(None) };
         let mut tally = Tally { complete: true, ..Tally::default() };
+        let mut walk = l2.walk(l2.config.prefix.as_bytes())?;
         if named.voids.is_empty() {
             for keys in named.keys.chunks(STEP) {
-                let names: Vec<&str> = keys.iter().map(EntryKey::redis).collect();
-                let found = l2.texts(&names).await?;
+                let mut entries = 0;
+                let keys: Vec<((), &[u8])> = keys.iter().map(|key| ((), key.redis().as_bytes())).collect();
                 tally.looked_at += keys.len() as u64;
-                tally.entries += found.into_iter().flatten().filter(|text| is_entry(text, max_value)).count() as u64;
+                let each = |(), _: &[u8], text: Bytes| {
+                    entries += u64::from(matches!(entry::decode(text, max_value), Stored::Entry(..)));
+                };
+                tally.complete &= read(&walk, keys, max_value, each).await?;
+                tally.entries += entries;
             }
             return Ok(Some(tally));
         }
-        let mut walk = l2.walk(l2.config.prefix.as_bytes())?;
         // A walk may give a key twice.
         let mut met = HashSet::new();
         let mut values = 0;
         loop {
             let (keys, more) = walk.step(STEP).await?;
-            let mut unread: Vec<(&Entity, Bytes)> = Vec::new();
-            for key in keys {
-                let Ok(text) = std::str::from_utf8(&key) else { continue };
+            let mut unread: Vec<(&Entity, &[u8])> = Vec::new();
+            for key in &keys {
+                let Ok(text) = std::str::from_utf8(key) else { continue };
                 let Some(entity) = self.entities.iter().find(|e| text.starts_with(&e.redis_prefix)) else { continue };
-                if !met.insert(hash(&key)) {
+                if !met.insert(hash(key)) {
                     continue;
                 }
                 tally.looked_at += 1;
                 if named.matches_key(entity, text) || named.keys.iter().any(|key| key.redis() == text) {
                     tally.entries += 1;
                 } else if named.has_tags() && !entity.tags.is_empty() {
-                    unread.push((entity, key.clone()));
+                    unread.push((entity, key));
                 }
             }
             values += unread.len() as u64;
-            let names: Vec<Bytes> = unread.iter().map(|(_, key)| key.clone()).collect();
-            for ((entity, key), text) in unread.into_iter().zip(walk.texts(&names).await?) {
-                if let (Some(Stored::Entry(_, value)), Ok(key)) =
-                    (text.map(|text| entry::decode(text, max_value)), std::str::from_utf8(&key))
-                {
-                    tally.entries += u64::from(named.matches_tags(entity, key, value.as_deref()));
+            let mut entries = 0;
+            let each = |entity: &Entity, key: &[u8], text: Bytes| {
+                if let (Stored::Entry(_, value), Ok(key)) = (entry::decode(text, max_value), std::str::from_utf8(key)) {
+                    entries += u64::from(named.matches_tags(entity, key, value.as_deref()));
                 }
-            }
+            };
+            tally.complete &= read(&walk, unread, max_value, each).await?;
+            tally.entries += entries;
             if !more {
                 return Ok(Some(tally));
             }
@@ -149,6 +159,35 @@ impl Hierarchy {
     }
 }
 
-fn is_entry(text: &Bytes, max_value: usize) -> bool {
-    matches!(entry::decode(text.clone(), max_value), Stored::Entry(..))
+/// Reads what stands at keys, in groups of bounded size, and gives each text with what came with its key. Says whether that
+/// was all: what is too large by itself is left out.
+async fn read<T: Copy>(
+    walk: &Walk<'_>,
+    mut keys: Vec<(T, &[u8])>,
+    max_value: usize,
+    mut each: impl FnMut(T, &[u8], Bytes),
+) -> Result<bool, L2Error> {
+    while !keys.is_empty() {
+        let names: Vec<&[u8]> = keys.iter().map(|(_, key)| *key).collect();
+        let texts = walk.texts(&names, MAX_BYTES, max_value + entry::HEAD + 1).await?;
+        let mut left = Vec::new();
+        let mut any = false;
+        for ((with, key), found) in keys.into_iter().zip(texts) {
+            match found {
+                Read::Text(text) => {
+                    any = true;
+                    each(with, key, text);
+                    // It may have been unpacked, which takes its time: let others run, and whoever asked give up.
+                    tokio::task::yield_now().await;
+                }
+                Read::Nothing => {}
+                Read::Left => left.push((with, key)),
+            }
+        }
+        if !any && !left.is_empty() {
+            return Ok(false);
+        }
+        keys = left;
+    }
+    Ok(true)
 }

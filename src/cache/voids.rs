@@ -33,12 +33,9 @@ use super::Hierarchy;
 use super::l1::Cached;
 use crate::entity::{Entity, EntryKey};
 use crate::lsn::Lsn;
-use crate::void::Void;
 use crate::void::glob::Glob;
 use crate::void::tag::{self, Cell};
-
-/// Patterns that an entity may have at a time.
-const MAX_PATTERNS: usize = 64;
+use crate::void::{MAX_PATTERNS, Void};
 
 /// The beginnings of the fence's fields that hold floors.
 const TAG: &str = "tag:";
@@ -263,7 +260,7 @@ impl Voids {
     }
 
     /// Drops patterns that have been swept; gives what is to go from L2's fence. One that came again since stays.
-    pub fn retire(&self, entity: &Entity, swept: &[Pattern]) -> Vec<Field> {
+    pub(super) fn retire(&self, entity: &Entity, swept: &[Pattern]) -> Vec<Field> {
         let of = &self.entities[entity.id];
         let _turn = of.turn.lock();
         let (gone, left) = of.patterns.load().iter().cloned().partition::<Vec<_>, _>(|held| swept.contains(held));

@@ -120,17 +120,7 @@ mod tests {
     #[tokio::test]
     async fn what_does_not_fit_is_dropped_and_what_is_done_makes_room() {
         let key = KeyColumn { name: "k".into(), type_oid: 0, key_type: KeyType::Text, cast: String::new() };
-        let shape = Shape {
-            table_oid: 1,
-            tables: Vec::new(),
-            query: None,
-            columns: vec![],
-            key: vec![key],
-            whole_row: true,
-            partitioned: false,
-            version: 0,
-            published: Default::default(),
-        };
+        let shape = Shape { key: vec![key], ..Shape::unknown(0) };
         let entity = Entity::new(0, Definition::rows("row", "public", "rows"), "", shape);
         let key = |n: usize| entity.key(&format!("{n}{}", "x".repeat(1000))).unwrap();
         let warmer = Warmer::new(CommandMetrics::new());

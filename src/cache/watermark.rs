@@ -39,6 +39,15 @@ pub struct Watermark {
     restarted: Mutex<Instant>,
 }
 
+/// Why an LSN was not reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotReached {
+    /// It took too long.
+    Late,
+    /// It is of another timeline.
+    StartedOver,
+}
+
 /// Marks that wait at a time. When there are more they are thinned out evenly: how exactly a lag is known stays in
 /// proportion to it.
 const MAX_MARKS: usize = 64;
@@ -139,6 +148,7 @@ impl Watermark {
         *self.marks.lock() = Marks::default();
         self.current_at.store(0, Ordering::Release);
         self.lsn.store(lsn.as_u64(), Ordering::Release);
+        self.moved.notify_waiters();
     }
 
     /// When it started over for the last time. Connections of before may lead to another server.
@@ -165,18 +175,38 @@ impl Watermark {
         if self.load() >= lsn {
             return true;
         }
-        let wait = async {
-            loop {
-                let moved = self.moved.notified();
-                tokio::pin!(moved);
-                moved.as_mut().enable();
-                if self.load() >= lsn {
-                    return;
-                }
-                moved.await;
-            }
-        };
+        let wait = self.moves_until(|| self.load() >= lsn);
         tokio::time::timeout(patience, wait).await.is_ok() || self.load() >= lsn
+    }
+
+    /// As [`Watermark::reached`], of an LSN that was known at `since`: once the watermark has started over after that, it means
+    /// nothing any more.
+    ///
+    /// # Errors
+    /// [`NotReached`], which says why.
+    pub async fn reached_of(&self, lsn: Lsn, since: Instant, patience: Duration) -> Result<(), NotReached> {
+        // In this order: `restart` does it the other way round.
+        let reached = || self.load() >= lsn && self.restarted() <= since;
+        let wait = self.moves_until(|| reached() || self.restarted() > since);
+        let is_late = tokio::time::timeout(patience, wait).await.is_err();
+        match (reached(), is_late) {
+            (true, _) => Ok(()),
+            (false, true) => Err(NotReached::Late),
+            (false, false) => Err(NotReached::StartedOver),
+        }
+    }
+
+    /// Waits for something that only a move may bring about.
+    async fn moves_until(&self, is_so: impl Fn() -> bool) {
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            if is_so() {
+                return;
+            }
+            moved.await;
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::{CaptureError, Config, options};
 use crate::lsn::Lsn;
-use crate::source::{Server, System, WHICH_SERVER};
+use crate::source::{APPLICATION_NAME, SESSION, Server, System, WHICH_SERVER};
 
 /// Protocol version 3.0.
 const PROTOCOL: i32 = 196_608;
@@ -66,23 +66,20 @@ impl Connection {
 
     async fn log_in(&mut self) -> Result<(), CaptureError> {
         const DOING: &str = "log in for replication";
-        // The settings that change how values are written as text.
-        let params = [
+        let mut params = vec![
             ("user", self.config.user.as_str()),
-            ("database", &self.config.database),
+            ("database", self.config.database.as_str()),
             ("replication", "database"),
-            ("application_name", "walcache"),
+            ("application_name", APPLICATION_NAME),
             ("client_encoding", "UTF8"),
-            ("TimeZone", "UTC"),
-            ("DateStyle", "ISO, MDY"),
-            ("IntervalStyle", "postgres"),
-            ("extra_float_digits", "1"),
-            ("bytea_output", "hex"),
-            ("lc_monetary", "C"),
-            ("quote_all_identifiers", "off"),
             // wal2json warns of changes that it leaves out.
             ("client_min_messages", "warning"),
         ];
+        // Values are to have the text here that fills read.
+        params.extend(SESSION);
+        if !self.config.search_path.is_empty() {
+            params.push(("search_path", &self.config.search_path));
+        }
         write_startup_message(&mut self.socket, PROTOCOL, &params).await.map_err(CaptureError::wire(DOING))?;
         let mut scram: Option<ScramClient> = None;
         let mut proof: Option<(String, Vec<u8>)> = None;

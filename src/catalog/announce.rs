@@ -1,9 +1,8 @@
 //! The event triggers that announce schema changes in the log.
 
-use tokio_postgres::Client;
-
 use super::finding::{Finding, Findings, Phase};
 use super::query;
+use super::reader::Reader;
 use crate::config::SourceConfig;
 use crate::source::SourceError;
 
@@ -16,7 +15,7 @@ const EVENTS: [&str; 2] = ["ddl_command_end", "sql_drop"];
 
 /// Says whether schema changes are announced; if not, and they should be, that is a warning: it can be done without.
 pub(super) async fn check(
-    client: &Client,
+    client: &Reader<'_>,
     source: &SourceConfig,
     findings: &mut Findings,
 ) -> Result<bool, SourceError> {

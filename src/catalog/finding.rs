@@ -71,6 +71,12 @@ impl Finding {
         Finding { severity: Severity::Warning, ..Finding::error(code, subject, what, remedy) }
     }
 
+    /// Whether it is the other one, whatever is to be done about it: that depends on what else was found.
+    pub fn is_same(&self, other: &Finding) -> bool {
+        let of = |finding: &Finding| (finding.severity, finding.code);
+        of(self) == of(other) && self.subject == other.subject && self.what == other.what
+    }
+
     /// With the SQL that mends it.
     pub(super) fn sql(self, sql: impl Into<String>) -> Self {
         Finding { sql: Some(sql.into()), ..self }

@@ -1,25 +1,26 @@
 //! Keys: which columns are one, and whether the stream says them of old rows.
 
-use tokio_postgres::{Client, Row};
+use tokio_postgres::Row;
 
 use super::finding::{Finding, Findings};
+use super::reader::Reader;
 use super::types::Oid;
 use super::{query, query_opt};
 use crate::config::{EntityConfig, TableName};
 use crate::source::SourceError;
 use crate::sql::quote_ident;
 
+/// The code of the finding that old rows do not tell what they must.
+pub(super) const REPLICA_IDENTITY: &str = "replica_identity";
+
 struct UniqueIndex {
-    name: String,
     primary: bool,
     columns: Vec<String>,
 }
 
-/// The key's columns, in key order, and the index that makes them one; `None` where there is no such key.
+/// The key's columns, in key order.
 pub(super) struct ChosenKey {
     pub(super) columns: Vec<String>,
-    index: String,
-    primary: bool,
 }
 
 /// Where rows of a table are: the table itself, or one of its partitions.
@@ -34,16 +35,14 @@ pub(super) struct Leaf {
 
 /// Chooses the configured key or the primary key.
 pub(super) async fn choose_key(
-    client: &Client,
+    client: &Reader<'_>,
     entity: &EntityConfig,
     oid: Oid,
     findings: &mut Findings,
 ) -> Result<Option<ChosenKey>, SourceError> {
     let rows = query(client, "read indexes", include_str!("../../sql/unique_indexes.sql"), &[&oid]).await?;
-    let indexes: Vec<UniqueIndex> = rows
-        .iter()
-        .map(|row| UniqueIndex { name: row.get("name"), primary: row.get("is_primary"), columns: row.get("columns") })
-        .collect();
+    let indexes: Vec<UniqueIndex> =
+        rows.iter().map(|row| UniqueIndex { primary: row.get("is_primary"), columns: row.get("columns") }).collect();
     let subject = format!("entity {}", entity.name);
     let table = &entity.table;
     let Some(wanted) = &entity.key else {
@@ -66,20 +65,20 @@ pub(super) async fn choose_key(
             findings.add(Finding::error("primary_key_missing", subject, what, remedy).sql(sql));
         }
         let primary = primary.and_then(|i| indexes.into_iter().nth(i));
-        return Ok(primary.map(|i| ChosenKey { columns: i.columns, index: i.name, primary: true }));
+        return Ok(primary.map(|index| ChosenKey { columns: index.columns }));
     };
-    let same = |index: &&UniqueIndex| {
+    let same = |index: &UniqueIndex| {
         index.columns.len() == wanted.len() && wanted.iter().all(|column| index.columns.contains(column))
     };
-    let Some(index) = indexes.iter().find(same) else {
+    if !indexes.iter().any(same) {
         let list = column_list(wanted);
         let what = format!("key ({}) of {table} has no unique index on exactly these columns", wanted.join(", "));
         let remedy = "make one: not partial, not deferrable; or leave the entity's key out to use the primary key";
         let sql = format!("CREATE UNIQUE INDEX CONCURRENTLY ON {} ({list})", table.sql());
         findings.add(Finding::error("key_not_unique", subject, what, remedy).sql(sql));
         return Ok(None);
-    };
-    Ok(Some(ChosenKey { columns: wanted.clone(), index: index.name.clone(), primary: index.primary }))
+    }
+    Ok(Some(ChosenKey { columns: wanted.clone() }))
 }
 
 fn column_list(columns: &[String]) -> String {
@@ -88,7 +87,7 @@ fn column_list(columns: &[String]) -> String {
 
 /// Checks what the stream says of old rows, in the table or in each of its partitions, which are returned.
 pub(super) async fn check(
-    client: &Client,
+    client: &Reader<'_>,
     entity: &EntityConfig,
     oid: Oid,
     key: Option<&ChosenKey>,
@@ -96,7 +95,7 @@ pub(super) async fn check(
 ) -> Result<Vec<Leaf>, SourceError> {
     let rows = query(client, "read replica identity", include_str!("../../sql/identity.sql"), &[&oid]).await?;
     for row in &rows {
-        check_leaf(entity, row, row.get::<_, Oid>("oid") == oid, key, findings);
+        check_leaf(entity, row, key, findings);
     }
     Ok(leaves(&rows))
 }
@@ -104,7 +103,7 @@ pub(super) async fn check(
 /// Checks that old rows of a table that a query depends on tell these columns, in the table or in each of its partitions,
 /// which are returned. Without columns it is enough that updates and deletes are told at all.
 pub(super) async fn check_rule(
-    client: &Client,
+    client: &Reader<'_>,
     entity: &str,
     oid: Oid,
     columns: &[String],
@@ -131,16 +130,8 @@ pub(super) async fn check_rule(
                 "the replica identity of {name} does not carry {missing}: a change does not tell which entries it voids"
             )
         };
-        let leaf: Oid = row.get("oid");
-        let indexes = query(client, "read indexes", include_str!("../../sql/unique_indexes.sql"), &[&leaf]).await?;
-        let by_primary_key = indexes.iter().any(|index| {
-            let of: Vec<String> = index.get("columns");
-            index.get("is_primary") && columns.iter().all(|column| of.contains(column))
-        });
-        let to = if by_primary_key { "DEFAULT" } else { "FULL" };
         let remedy = "set one that carries them, before the table is published";
-        let sql = format!("ALTER TABLE {} REPLICA IDENTITY {to}", name.sql());
-        findings.add(Finding::error("replica_identity", subject, what, remedy).sql(sql));
+        findings.add(Finding::error(REPLICA_IDENTITY, subject, what, remedy).sql(format!("{}FULL", alter(&name))));
     }
     Ok(leaves(&rows))
 }
@@ -170,7 +161,7 @@ fn is_logged(row: &Row, name: &TableName, subject: &str, findings: &mut Findings
     true
 }
 
-fn check_leaf(entity: &EntityConfig, row: &Row, is_table: bool, key: Option<&ChosenKey>, findings: &mut Findings) {
+fn check_leaf(entity: &EntityConfig, row: &Row, key: Option<&ChosenKey>, findings: &mut Findings) {
     let name = TableName { schema: row.get("schema"), name: row.get("name") };
     let subject = format!("entity {}", entity.name);
     if !is_logged(row, &name, &subject, findings) {
@@ -186,15 +177,11 @@ fn check_leaf(entity: &EntityConfig, row: &Row, is_table: bool, key: Option<&Cho
         "n" => format!("{name} has replica identity nothing: updates and deletes of published rows fail"),
         _ => format!("the replica identity of {name} does not cover the key ({})", key.columns.join(", ")),
     };
-    let alter = format!("ALTER TABLE {} REPLICA IDENTITY", name.sql());
-    let sql = if key.primary {
-        format!("{alter} DEFAULT")
-    } else if is_table {
-        format!("{alter} USING INDEX {}", quote_ident(&key.index))
-    } else {
-        // A partition's index has a name of its own.
-        format!("{alter} FULL")
-    };
     let remedy = "set one that covers the key, before the table is published";
-    findings.add(Finding::error("replica_identity", subject, what, remedy).sql(sql));
+    findings.add(Finding::error(REPLICA_IDENTITY, subject, what, remedy).sql(format!("{}FULL", alter(&name))));
+}
+
+/// The beginning of the SQL that sets a replica identity; [`super::identities`] complete it.
+pub(super) fn alter(name: &TableName) -> String {
+    format!("ALTER TABLE {} REPLICA IDENTITY ", name.sql())
 }

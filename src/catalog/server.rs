@@ -1,8 +1,7 @@
 //! The server, the role, and walcache's own schema.
 
-use tokio_postgres::Client;
-
 use super::finding::{Finding, Findings, Phase};
+use super::reader::Reader;
 use super::slot::Slot;
 use super::{query_one, types::Oid};
 use crate::migrate::{self, MIGRATIONS};
@@ -36,7 +35,7 @@ impl Server {
     }
 }
 
-pub(super) async fn read(client: &Client, role: &str) -> Result<Server, SourceError> {
+pub(super) async fn read(client: &Reader<'_>, role: &str) -> Result<Server, SourceError> {
     let row = query_one(client, "read server settings", include_str!("../../sql/server.sql"), &[&role]).await?;
     Ok(Server {
         version: row.get("version"),
@@ -121,14 +120,17 @@ fn check_role(server: &Server, role: &str, findings: &mut Findings) {
 }
 
 pub(super) async fn check_own_schema(
-    client: &Client,
+    client: &Reader<'_>,
     server: &Server,
     role: &str,
     findings: &mut Findings,
 ) -> Result<(), SourceError> {
     let sql = include_str!("../../sql/own_schema.sql");
     let own = query_one(client, "read schema walcache", sql, &[&server.role_oid]).await?;
-    let present = if own.get("migrations_readable") { migrate::applied(client).await? } else { Vec::new() };
+    let present = match own.get("migrations_readable") {
+        true => client.within("read migrations", migrate::applied(client)).await?,
+        false => Vec::new(),
+    };
     let unknown: bool = own.get::<_, bool>("migrations_exist") && !own.get::<_, bool>("migrations_readable");
     // Where the table is there but cannot be read, the grants come first.
     for migration in MIGRATIONS.iter().filter(|m| !unknown && !present.contains(&m.version)) {

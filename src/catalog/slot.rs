@@ -1,9 +1,8 @@
 //! The replication slot.
 
-use tokio_postgres::Client;
-
 use super::finding::{Finding, Findings, Phase};
 use super::query_opt;
+use super::reader::Reader;
 use crate::config::{Plugin, SourceConfig};
 use crate::source::SourceError;
 use crate::sql::quote_literal;
@@ -23,7 +22,7 @@ pub(super) struct Slot {
     pub(super) active_pid: Option<i32>,
 }
 
-pub(super) async fn read(client: &Client, name: &str) -> Result<Option<Slot>, SourceError> {
+pub(super) async fn read(client: &Reader<'_>, name: &str) -> Result<Option<Slot>, SourceError> {
     let row = query_opt(client, "read slot", include_str!("../../sql/slot.sql"), &[&name]).await?;
     Ok(row.map(|row| Slot {
         slot_type: row.get("slot_type"),

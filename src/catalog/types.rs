@@ -1,12 +1,15 @@
 //! Types of columns: what they mean for values and for keys.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
-use tokio_postgres::{Client, Row};
+use tokio_postgres::Row;
 
 use super::query;
+use super::reader::Reader;
 use crate::key::KeyType;
 use crate::source::SourceError;
+use crate::sql;
 use crate::sqltype::{MAX_NESTING, MAX_PARTS, Obstacle, Reason, SqlType, TypeFacts};
 
 /// An object identifier of the catalog.
@@ -22,7 +25,7 @@ pub(super) struct ColumnTypes {
 
 impl ColumnTypes {
     /// Reads what these types are and are made of.
-    pub(super) async fn read(client: &Client, oids: &[Oid]) -> Result<Self, SourceError> {
+    pub(super) async fn read(client: &Reader<'_>, oids: &[Oid]) -> Result<Self, SourceError> {
         let rows = query(client, "read types", include_str!("../../sql/type_facts.sql"), &[&oids]).await?;
         let facts = rows.iter().map(|row| (row.get("oid"), type_facts(row))).collect();
         Ok(ColumnTypes {
@@ -67,54 +70,90 @@ fn type_facts(row: &Row) -> TypeFacts {
 }
 
 /// A column's type as keys need it, domains looked through.
-pub(super) struct KeyFacts<'a> {
+#[derive(Clone)]
+pub(super) struct KeyFacts {
     pub(super) oid: Oid,
+    /// In SQL, with its schema.
+    pub(super) name: String,
     /// `atttypmod`, or the domain's.
-    pub(super) modifier: i32,
+    modifier: i32,
     /// `pg_type.typtype`.
-    pub(super) kind: &'a str,
+    kind: String,
     /// Whether the column's collation calls only equal texts equal.
-    pub(super) deterministic: bool,
+    deterministic: bool,
     /// An enum's labels.
-    pub(super) labels: Vec<String>,
+    labels: Vec<String>,
 }
 
-/// What the type is as a key's; or why it cannot be one.
-pub(super) fn key_type(facts: KeyFacts<'_>) -> Result<KeyType, &'static str> {
-    // A modifier counts from the four bytes of a length word.
-    let modifier = facts.modifier.checked_sub(4).filter(|m| *m >= 0);
-    match facts.oid {
-        21 => Ok(KeyType::Integer(i16::MIN.into(), i16::MAX.into())),
-        23 => Ok(KeyType::Integer(i32::MIN.into(), i32::MAX.into())),
-        20 => Ok(KeyType::Integer(i64::MIN, i64::MAX)),
-        26 => Ok(KeyType::Integer(0, u32::MAX.into())),
-        25 | 1043 | 1042 if !facts.deterministic => {
-            Err("its collation is not deterministic: different texts are equal")
+impl KeyFacts {
+    /// As `sql/columns.sql` and `sql/param_types.sql` give them.
+    pub(super) fn read(row: &Row) -> Self {
+        KeyFacts {
+            oid: row.get("base_oid"),
+            name: row.get("base_name"),
+            modifier: row.get("base_modifier"),
+            kind: row.get("base_kind"),
+            deterministic: row.get("deterministic"),
+            labels: row.get("labels"),
         }
-        25 | 1043 => Ok(KeyType::Text),
-        1042 => match modifier.map(usize::try_from) {
-            Some(Ok(length)) => Ok(KeyType::Char(length)),
-            _ => Err("bpchar without a length has many texts for one value"),
-        },
-        2950 => Ok(KeyType::Uuid),
-        16 => Ok(KeyType::Bool),
-        1082 => Ok(KeyType::Date),
-        1114 => Ok(KeyType::Timestamp),
-        1184 => Ok(KeyType::TimestampTz),
-        1700 => match modifier {
-            // The scale is a signed number of 11 bits; a negative one leaves no fraction.
-            Some(modifier) => match usize::try_from(((modifier & 0x7FF) ^ 1024) - 1024) {
-                Ok(scale) => Ok(KeyType::Numeric(scale)),
-                Err(_) => Ok(KeyType::Numeric(0)),
-            },
-            None => Err("numeric without precision and scale has many texts for one value"),
-        },
-        _ if facts.kind == "e" => Ok(KeyType::Enum(facts.labels)),
-        _ => Err(
-            "keys can be int2, int4, int8, oid, text, varchar, char(n), uuid, bool, enums, date, timestamp, timestamptz and \
-             numeric(p,s)",
-        ),
     }
+
+    /// What such types are, domains looked through, in their order.
+    pub(super) async fn of(
+        client: &Reader<'_>,
+        what: &'static str,
+        types: impl Iterator<Item = (Oid, i32)>,
+    ) -> Result<Vec<Self>, SourceError> {
+        static SQL: LazyLock<String> = LazyLock::new(|| {
+            looking_through_domains(include_str!("../../sql/param_types.sql"), "wanted.oid", "wanted.modifier")
+        });
+        let (oids, modifiers): (Vec<Oid>, Vec<i32>) = types.unzip();
+        let rows = query(client, what, &SQL, &[&oids, &modifiers]).await?;
+        Ok(rows.iter().map(KeyFacts::read).collect())
+    }
+
+    /// What the type is as a key's; or why it cannot be one.
+    pub(super) fn key_type(&self) -> Result<KeyType, &'static str> {
+        // A modifier counts from the four bytes of a length word.
+        let modifier = self.modifier.checked_sub(4).filter(|m| *m >= 0);
+        match self.oid {
+            21 => Ok(KeyType::Integer(i16::MIN.into(), i16::MAX.into())),
+            23 => Ok(KeyType::Integer(i32::MIN.into(), i32::MAX.into())),
+            20 => Ok(KeyType::Integer(i64::MIN, i64::MAX)),
+            26 => Ok(KeyType::Integer(0, u32::MAX.into())),
+            25 | 1043 | 1042 if !self.deterministic => {
+                Err("its collation is not deterministic: different texts are equal")
+            }
+            25 | 1043 => Ok(KeyType::Text),
+            1042 => match modifier.map(usize::try_from) {
+                Some(Ok(length)) => Ok(KeyType::Char(length)),
+                _ => Err("bpchar without a length has many texts for one value"),
+            },
+            2950 => Ok(KeyType::Uuid),
+            16 => Ok(KeyType::Bool),
+            1082 => Ok(KeyType::Date),
+            1114 => Ok(KeyType::Timestamp),
+            1184 => Ok(KeyType::TimestampTz),
+            1700 => match modifier {
+                // The scale is a signed number of 11 bits; a negative one leaves no fraction.
+                Some(modifier) => match usize::try_from(((modifier & 0x7FF) ^ 1024) - 1024) {
+                    Ok(scale) => Ok(KeyType::Numeric(scale)),
+                    Err(_) => Ok(KeyType::Numeric(0)),
+                },
+                None => Err("numeric without precision and scale has many texts for one value"),
+            },
+            _ if self.kind == "e" => Ok(KeyType::Enum(self.labels.clone())),
+            _ => Err("keys can be int2, int4, int8, oid, text, varchar, char(n), uuid, bool, enums, date, timestamp, \
+                      timestamptz and numeric(p,s)"),
+        }
+    }
+}
+
+/// A statement whose `{base_type}` is what lies below the domains of a type: `base`, with its `pg_type` `t` and namespace `n`.
+pub(super) fn looking_through_domains(template: &str, oid: &str, modifier: &str) -> String {
+    let base = sql::statement(include_str!("../../sql/base_type.sql"));
+    let base = base.replace("{oid}", oid).replace("{modifier}", modifier);
+    sql::statement(template).replace("{base_type}", &base)
 }
 
 #[cfg(test)]
@@ -122,7 +161,8 @@ mod tests {
     use super::*;
 
     fn of(oid: Oid, modifier: i32) -> Result<KeyType, &'static str> {
-        key_type(KeyFacts { oid, modifier, kind: "b", deterministic: true, labels: Vec::new() })
+        let (name, kind) = (String::new(), "b".to_owned());
+        KeyFacts { oid, name, modifier, kind, deterministic: true, labels: Vec::new() }.key_type()
     }
 
     #[test]

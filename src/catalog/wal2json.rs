@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::finding::{Finding, Findings};
 use super::query;
+use super::reader::Reader;
 use super::server::Server;
 use super::types::Oid;
 use crate::config::Plugin;
@@ -17,14 +17,14 @@ use crate::source::SourceError;
 const PROBE: Duration = Duration::from_millis(300);
 
 /// Whether the server has the plugin, and values that it writes are UTF-8.
-pub(super) async fn check(client: &Client, server: &Server, findings: &mut Findings) -> Result<(), SourceError> {
+pub(super) async fn check(client: &Reader<'_>, server: &Server, findings: &mut Findings) -> Result<(), SourceError> {
     // What pgoutput sends is converted to the client's encoding.
     if server.encoding() != "UTF8" {
         let what = format!("the database's encoding is {}, and wal2json does not convert it", server.encoding());
         let remedy = "use plugin \"pgoutput\", or move the data to a database with encoding UTF8";
         findings.add(Finding::error("encoding", "server", what, remedy));
     }
-    if let Some(why) = lacks_plugin(client).await? {
+    if let Some(why) = client.within("look for the plugin wal2json", lacks_plugin(client)).await? {
         let remedy = "install it (Debian and Ubuntu: apt install postgresql-NN-wal2json; PGDG on Red Hat: wal2json_NN; \
                       on Amazon RDS it is there), or use plugin \"pgoutput\"";
         findings.add(Finding::error("plugin_missing", "plugin wal2json", format!("is not installed: {why}"), remedy));
@@ -33,7 +33,7 @@ pub(super) async fn check(client: &Client, server: &Server, findings: &mut Findi
 }
 
 /// Why the server cannot load the plugin, if it cannot. No catalog tells: a temporary slot is made, which loads it.
-async fn lacks_plugin(client: &Client) -> Result<Option<String>, SourceError> {
+async fn lacks_plugin(client: &Reader<'_>) -> Result<Option<String>, SourceError> {
     let failed = |error| SourceError::postgres("look for the plugin wal2json", error);
     let name = format!("walcache_probe_{:08x}", rand::random::<u32>());
     let limit = format!("SET statement_timeout = {}", PROBE.as_millis());
@@ -56,7 +56,7 @@ async fn lacks_plugin(client: &Client) -> Result<Option<String>, SourceError> {
 }
 
 /// The tables under whose names an entity's rows come, itself first.
-pub(super) async fn streamed_tables(client: &Client, oid: Oid) -> Result<Vec<StreamedTable>, SourceError> {
+pub(super) async fn streamed_tables(client: &Reader<'_>, oid: Oid) -> Result<Vec<StreamedTable>, SourceError> {
     let rows = query(client, "read partitions", include_str!("../../sql/streamed_tables.sql"), &[&oid]).await?;
     let table = |row: &tokio_postgres::Row| {
         let names: Vec<String> = row.get("column_names");

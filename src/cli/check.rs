@@ -1,18 +1,15 @@
 //! `walcache check`: what keeps the configuration from working, with the SQL that mends it.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
 
 use super::failure::Failure;
-use crate::catalog::{self, Finding, RuleCost, Severity};
+use super::findings::{CATALOG_TIMEOUT, count, text};
+use crate::catalog::{self, RuleCost};
 use crate::config::Config;
 use crate::source;
-
-/// Catalog queries are small; one that takes longer waits for a lock that DDL holds.
-pub(super) const CATALOG_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -31,7 +28,9 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> Result<ExitCo
     } else {
         let client = source::connect(&config.source, Some(CATALOG_TIMEOUT)).await?;
         let inspection = catalog::inspect(&client, config).await?;
+        let of_warming = catalog::inspect_warming(&client, config, &inspection).await?;
         let mut findings = inspection.findings;
+        findings.extend(of_warming);
         if let Some(l2) = &config.l2 {
             findings.extend(catalog::inspect_l2(l2).await);
         }
@@ -40,7 +39,7 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> Result<ExitCo
     let (errors, warnings) = count(&findings);
     if arguments.json {
         let noticed = announces_ddl.map(|announced| if announced { "event_trigger" } else { "poll" });
-        println!(
+        say!(
             "{}",
             json!({
                 "ok": errors == 0,
@@ -52,14 +51,16 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> Result<ExitCo
             })
         );
     } else {
-        findings.iter().for_each(|finding| print!("{}", text(finding)));
+        for finding in &findings {
+            say!("{}", text(finding).trim_end());
+        }
         for RuleCost { entity, table, cost } in &costs {
-            println!("entity {entity}: a change of a row of {table} {cost}");
+            say!("entity {entity}: a change of a row of {table} {cost}");
         }
         if let Some(announced) = announces_ddl {
             let every = config.source.schema_check_interval;
             let how = if announced { "announced by event triggers, and looked for" } else { "looked for" };
-            println!("schema changes: {how} every {every:?}");
+            say!("schema changes: {how} every {every:?}");
         }
         let entities = config.entities.len();
         let scope = match (arguments.offline, &config.l2) {
@@ -67,33 +68,10 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> Result<ExitCo
             (false, Some(_)) => "configuration, database and Redis",
             (false, None) => "configuration and database (no [l2]: cached in process only)",
         };
-        println!("{scope}: entities {entities}, errors {errors}, warnings {warnings}");
+        say!("{scope}: entities {entities}, errors {errors}, warnings {warnings}");
         if findings.iter().any(|finding| finding.setup.is_some()) {
-            println!("`walcache setup` prints, and `walcache setup --apply` applies, what is marked [setup]");
+            say!("`walcache setup` prints, and `walcache setup --apply` applies, what is marked [setup]");
         }
     }
     Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Errors and warnings.
-pub(super) fn count(findings: &[Finding]) -> (usize, usize) {
-    let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
-    (errors, findings.len() - errors)
-}
-
-/// A finding for people, each line ended.
-pub(super) fn text(finding: &Finding) -> String {
-    let severity = match finding.severity {
-        Severity::Error => "error",
-        Severity::Warning => "warning",
-    };
-    let setup = if finding.setup.is_some() { " [setup]" } else { "" };
-    let mut text = format!(
-        "{severity}[{}] {}: {}\n  mend: {}{setup}\n",
-        finding.code, finding.subject, finding.what, finding.remedy
-    );
-    for line in finding.sql.iter().flat_map(|sql| sql.lines()) {
-        text.push_str(&format!("  sql:  {line}\n"));
-    }
-    text
 }

@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use tokio_postgres::error::SqlState;
 
 use super::admin::{Admin, Target};
-use super::check::CATALOG_TIMEOUT;
 use super::failure::Failure;
+use super::findings::CATALOG_TIMEOUT;
 use super::setup::Role;
 use crate::audit::explain::Explanation;
 use crate::config::{Config, TableName};
@@ -56,9 +57,9 @@ pub(super) async fn run(arguments: &Arguments, admin: &Admin) -> Result<ExitCode
     let answer = admin.get(&format!("/v1/explain/{entity}/{}", key.as_deref().unwrap_or_default())).await?;
     let explanation: Explanation = admin.parse(&answer)?;
     if arguments.json {
-        println!("{}", String::from_utf8_lossy(&answer));
+        say!("{}", String::from_utf8_lossy(&answer));
     } else {
-        println!("{explanation}");
+        say!("{explanation}");
     }
     Ok(match (explanation.is_wrong(), explanation.is_settled()) {
         (true, _) => ExitCode::FAILURE,
@@ -82,9 +83,9 @@ pub(super) async fn dry_run(arguments: &Arguments, config: &Config) -> Result<Ex
     };
     if arguments.json {
         // Structs of strings and numbers always serialize.
-        println!("{}", serde_json::to_string(&report).unwrap_or_default());
+        say!("{}", serde_json::to_string(&report).unwrap_or_default());
     } else {
-        println!("{report}");
+        say!("{report}");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -93,9 +94,11 @@ impl From<DryRunError> for Failure {
     fn from(error: DryRunError) -> Self {
         match error {
             DryRunError::Source(error) => error.into(),
-            DryRunError::Refused(_) => {
-                Failure::usage(error.to_string()).or_remedy("a role that may run it is given with --url")
+            DryRunError::Refused(_, Some(SqlState::INSUFFICIENT_PRIVILEGE)) => {
+                Failure::permission(error.to_string(), "a role that may run it is given with --url".to_owned())
             }
+            DryRunError::Overtaken => Failure::unavailable(error.to_string(), "ask again".to_owned()),
+            DryRunError::Late(_) => Failure::usage(error.to_string()).or_remedy("ask of fewer rows"),
             error => Failure::usage(error.to_string()),
         }
     }

@@ -11,7 +11,7 @@ use crate::config::ConfigError;
 use crate::daemon::DaemonError;
 use crate::demo::DemoError;
 use crate::failpoint::FailpointError;
-use crate::source::{EXIT_UNAVAILABLE, SourceError, Verdict};
+use crate::source::{EXIT_PERMISSION, EXIT_UNAVAILABLE, SourceError, Verdict};
 
 /// A failure as the operator sees it.
 #[derive(Debug)]
@@ -26,6 +26,11 @@ impl Failure {
         Failure { what: format!("start runtime: {error}"), remedy: None, exit_code: EXIT_UNAVAILABLE }
     }
 
+    /// What was printed did not get to where it should.
+    pub(super) fn output(error: io::Error) -> Self {
+        Failure { what: format!("write to standard output: {error}"), remedy: None, exit_code: EXIT_UNAVAILABLE }
+    }
+
     /// Arguments that clap cannot judge.
     pub(super) fn usage(what: String) -> Self {
         Failure { what, remedy: None, exit_code: 2 }
@@ -34,6 +39,11 @@ impl Failure {
     /// What is needed does not answer.
     pub(super) fn unavailable(what: String, remedy: String) -> Self {
         Failure { what, remedy: Some(remedy), exit_code: EXIT_UNAVAILABLE }
+    }
+
+    /// A right is missing.
+    pub(super) fn permission(what: String, remedy: String) -> Self {
+        Failure { what, remedy: Some(remedy), exit_code: EXIT_PERMISSION }
     }
 
     pub(super) fn file(path: &Path, error: &io::Error) -> Self {
@@ -51,11 +61,11 @@ impl Failure {
     pub(super) fn report(self, json: bool) -> ExitCode {
         if json {
             let Failure { what, remedy, exit_code } = &self;
-            println!("{}", json!({"ok": false, "error": {"what": what, "remedy": remedy, "exit_code": exit_code}}));
+            say!("{}", json!({"ok": false, "error": {"what": what, "remedy": remedy, "exit_code": exit_code}}));
         } else {
-            eprintln!("walcache: {}", self.what);
+            note!("walcache: {}", self.what);
             if let Some(remedy) = &self.remedy {
-                eprintln!("  mend: {remedy}");
+                note!("  mend: {remedy}");
             }
         }
         ExitCode::from(self.exit_code)
@@ -83,7 +93,7 @@ impl From<DaemonError> for Failure {
         match error {
             DaemonError::Source(error) => error.into(),
             DaemonError::Findings(findings) => {
-                let text: String = findings.iter().map(super::check::text).collect();
+                let text: String = findings.iter().map(super::findings::text).collect();
                 let what = format!("the database is not ready for this configuration:\n{}", text.trim_end());
                 let all = findings.iter().all(|finding| finding.setup.is_some());
                 let some = findings.iter().any(|finding| finding.setup.is_some());

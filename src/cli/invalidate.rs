@@ -7,15 +7,16 @@ use serde_json::{Value, json};
 
 use super::admin::{Admin, Target};
 use super::failure::Failure;
+use crate::source::EXIT_UNAVAILABLE;
 use crate::void::glob::Glob;
 
-/// The instance that was asked has written it, and cannot tell whether it is applied.
-const UNAVAILABLE: u8 = 69;
+/// No entry can bear one of the tags.
+const UNMATCHED: u8 = 1;
 
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("what").required(true).args(["keys", "tag", "entity"])))]
 pub(super) struct Arguments {
-    /// Keys, as entity:key (product:42), or patterns of keys as Redis has them (customer_orders:42,*).
+    /// Keys, as entity:key (product:42), or patterns of keys as Redis has them (customer_orders:42,*); not both at a time.
     #[arg(value_name = "ENTITY:KEY")]
     keys: Vec<String>,
     /// A tag; may be given several times.
@@ -40,6 +41,9 @@ impl Arguments {
         let mut body = if let Some(entity) = &self.entity {
             json!({ "entity": entity })
         } else if !self.tag.is_empty() {
+            if self.tag.iter().any(String::is_empty) {
+                return Err(Failure::usage("--tag: a tag must not be empty".to_owned()));
+            }
             json!({ "tags": self.tag })
         } else if self.keys.iter().all(|key| Glob::is_literal(key)) {
             let form = |key: &String| Failure::usage(format!("{key}: not of the form entity:key"));
@@ -52,6 +56,9 @@ impl Arguments {
                 return Err(Failure::usage("keys of one entity at a time".to_owned()));
             }
             json!({ "entity": entity, "keys": keys.into_iter().map(|(_, key)| key).collect::<Vec<_>>() })
+        } else if self.keys.iter().any(|key| Glob::is_literal(key)) {
+            // A key is spelled as in a URL, a pattern as Redis has it: `a%2Fb` as a pattern would void nothing, silently.
+            return Err(Failure::usage("keys and patterns: one kind at a time".to_owned()));
         } else {
             json!({ "patterns": self.keys })
         };
@@ -67,23 +74,34 @@ pub(super) async fn run(arguments: &Arguments, admin: &Admin) -> Result<ExitCode
     let done: Value = admin.parse(&answer)?;
     let applied = done["applied"] == true;
     if arguments.json {
-        println!("{}", String::from_utf8_lossy(&answer));
+        say!("{}", String::from_utf8_lossy(&answer));
     } else if arguments.dry_run {
         for tier in ["l1", "l2"] {
-            println!("{}: {}", tier.to_uppercase(), tally(&done["held"][tier]));
+            say!("{}: {}", tier.to_uppercase(), tally(&done["held"][tier]));
         }
-        println!("nothing was changed");
-    } else if applied {
-        println!("done: nothing of it is served any more (LSN {})", text(&done["lsn"]));
-    } else {
-        println!(
-            "written at LSN {}, and not known to be applied: this instance does not lead, or is behind; a read with \
-             X-Min-LSN {} sees it",
-            text(&done["lsn"]),
-            text(&done["lsn"])
-        );
+        say!("nothing was changed");
+    } else if applied && done["unmatched"].as_array().is_none_or(|unmatched| unmatched.len() != arguments.tag.len()) {
+        say!("done: nothing of it is served any more (LSN {})", text(&done["lsn"]));
+    } else if !applied {
+        let why = done["waits_for"].as_str().unwrap_or("this instance does not lead, or is behind");
+        let lsn = text(&done["lsn"]);
+        say!("written at LSN {lsn}, and not known to be applied: {why}; a read with X-Min-LSN {lsn} sees it");
     }
-    Ok(if applied || arguments.dry_run { ExitCode::SUCCESS } else { ExitCode::from(UNAVAILABLE) })
+    let unmatched: Vec<&str> = done["unmatched"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    for tag in &unmatched {
+        note!("tag {tag:?}: no entry can bear it, so nothing was concerned: no entity has such tags (see `tags`)");
+    }
+    Ok(ExitCode::from(code(applied || arguments.dry_run, !unmatched.is_empty())))
+}
+
+/// The exit code. What is still served weighs more than a tag that nothing bears.
+fn code(is_done: bool, has_unmatched: bool) -> u8 {
+    match (is_done, has_unmatched) {
+        // The instance that was asked has written it, and cannot tell whether it is applied.
+        (false, _) => EXIT_UNAVAILABLE,
+        (true, true) => UNMATCHED,
+        (true, false) => 0,
+    }
 }
 
 fn text(value: &Value) -> &str {
@@ -121,7 +139,7 @@ mod tests {
             (&["product:42"][..], json!({"entity": "product", "keys": ["42"]})),
             (&["line:7,3", "line:a%2Cb,1"], json!({"entity": "line", "keys": ["7,3", "a%2Cb,1"]})),
             (&["line:7,*"], json!({"patterns": ["line:7,*"]})),
-            (&["line:7,*", "line:8"], json!({"patterns": ["line:7,*", "line:8"]})),
+            (&["line:7,*", "line:8?"], json!({"patterns": ["line:7,*", "line:8?"]})),
             (&["--tag", "a", "--tag", "b:c"], json!({"tags": ["a", "b:c"]})),
             (&["--entity", "product", "--dry-run"], json!({"entity": "product", "dry_run": true})),
         ] {
@@ -131,11 +149,21 @@ mod tests {
             &[][..],
             &["42"],
             &["a:1", "b:1"],
+            &["line:7,*", "line:8"],
+            &["file:a%2Fb", "file:x*"],
             &["a:1", "--tag", "x"],
             &["--tag", "x", "--entity", "a"],
             &["--entity", "a", "--entity", "b"],
+            &["--tag", ""],
+            &["--tag", "a", "--tag", ""],
         ] {
             assert_eq!(body(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn what_is_not_applied_is_told_first() {
+        let all = [(true, false), (true, true), (false, false), (false, true)];
+        assert_eq!(all.map(|(is_done, has_unmatched)| code(is_done, has_unmatched)), [0, 1, 69, 69]);
     }
 }

@@ -23,14 +23,11 @@ pub(super) async fn run(arguments: &Arguments, admin: &Admin) -> Result<ExitCode
     let body = arguments.entity.as_ref().map_or_else(|| json!({}), |entity| json!({ "entity": entity }));
     let answer = admin.post("/v1/resync", &body).await?;
     if arguments.json {
-        println!("{}", String::from_utf8_lossy(&answer));
+        say!("{}", String::from_utf8_lossy(&answer));
     } else {
         let done: Value = admin.parse(&answer)?;
         let what = arguments.entity.as_deref().unwrap_or("all entities");
-        println!(
-            "{what}: generation {} begins; nothing older is served, and reads fill from Postgres",
-            done["generation"]
-        );
+        say!("{what}: generation {} begins; nothing older is served, and reads fill from Postgres", done["generation"]);
     }
     Ok(ExitCode::SUCCESS)
 }

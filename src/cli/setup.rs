@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::check::{CATALOG_TIMEOUT, count, text};
 use super::failure::Failure;
+use super::findings::{CATALOG_TIMEOUT, count, text};
 use crate::catalog::{self, Finding, Phase};
 use crate::config::{Config, Secret, SourceConfig};
 use crate::setup::{self, Applied, SetupError};
@@ -50,17 +50,19 @@ pub(super) async fn run(arguments: &Arguments, config: &Config) -> Result<ExitCo
         Ok(_) if !arguments.apply => Ok(ExitCode::SUCCESS),
         Ok(applied) => {
             if !applied.changed {
-                println!("nothing to do");
+                say!("nothing to do");
             }
             for (step, error) in &applied.left_out {
-                println!("left out, since the role may not do it ({error}): {}", step.remedy);
+                say!("left out, since the role may not do it ({error}): {}", step.remedy);
             }
             verify(config).await
         }
         Err(SetupError::Source(error)) => Err(explain(error)),
         Err(SetupError::Refused(findings)) => {
-            findings.iter().for_each(|finding| eprint!("{}", text(finding)));
-            eprintln!("{} finding(s) that setup does not mend: mend them first", findings.len());
+            for finding in &findings {
+                note!("{}", text(finding).trim_end());
+            }
+            note!("{} finding(s) that setup does not mend: mend them first", findings.len());
             Ok(ExitCode::FAILURE)
         }
     }
@@ -83,31 +85,35 @@ impl Role {
 
 fn print_sql(steps: &[Finding]) {
     if steps.is_empty() {
-        println!("-- nothing to do");
+        say!("-- nothing to do");
     }
     for step in steps {
         let sql = step.sql.as_deref().unwrap_or_default();
-        println!("-- {}: {}", step.subject, step.what);
+        say!("-- {}: {}", step.subject, step.what);
         // A migration is applied as a whole or not at all.
         match step.setup {
-            Some(Phase::Schema | Phase::Announce) => println!("BEGIN;\n{}\nCOMMIT;", sql.trim_end()),
-            _ => println!("{};", sql.trim_end_matches(';')),
-        }
+            Some(Phase::Schema | Phase::Announce) => say!("BEGIN;\n{}\nCOMMIT;", sql.trim_end()),
+            _ => say!("{};", sql.trim_end_matches(';')),
+        };
     }
 }
 
 fn done(step: &Finding) {
     for line in step.sql.iter().flat_map(|sql| sql.lines()).filter(|line| !line.is_empty() && !line.starts_with("--")) {
-        println!("applied: {line}");
+        say!("applied: {line}");
     }
 }
 
 /// Looks at the result as the role of `source.url`, which is who will run.
 async fn verify(config: &Config) -> Result<ExitCode, Failure> {
     let client = source::connect(&config.source, Some(CATALOG_TIMEOUT)).await?;
-    let findings = catalog::inspect(&client, config).await?.findings;
-    findings.iter().for_each(|finding| print!("{}", text(finding)));
+    let inspection = catalog::inspect(&client, config).await?;
+    let of_warming = catalog::inspect_warming(&client, config, &inspection).await?;
+    let findings: Vec<Finding> = inspection.findings.into_iter().chain(of_warming).collect();
+    for finding in &findings {
+        say!("{}", text(finding).trim_end());
+    }
     let (errors, warnings) = count(&findings);
-    println!("check: errors {errors}, warnings {warnings}");
+    say!("check: errors {errors}, warnings {warnings}");
     Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

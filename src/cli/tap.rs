@@ -25,8 +25,9 @@ pub(super) struct Arguments {
 
 #[derive(Deserialize)]
 struct Answer {
-    next: u64,
+    next: String,
     missed: u64,
+    restarted: bool,
     events: Vec<Box<RawValue>>,
 }
 
@@ -36,6 +37,7 @@ struct Event {
     op: String,
     tables: Vec<String>,
     effects: Vec<Effect>,
+    more: Option<u64>,
     left_out: Option<u64>,
 }
 
@@ -49,23 +51,26 @@ struct Effect {
 
 pub(super) async fn run(arguments: &Arguments, admin: &Admin) -> Result<ExitCode, Failure> {
     let entity = arguments.entity.as_ref().map(|name| format!("&entity={name}")).unwrap_or_default();
-    let (mut from, mut left) = (None::<u64>, arguments.count.unwrap_or(u64::MAX));
+    let (mut from, mut left) = (None::<String>, arguments.count.unwrap_or(u64::MAX));
     while left > 0 {
         let query = format!("{}{entity}", from.map(|from| format!("from={from}")).unwrap_or_default());
         let body = admin.query("/v1/tap", &query).await?;
         let answer: Answer = admin.parse(&body)?;
-        if answer.missed > 0 {
-            eprintln!("missed {} events: they came faster than they were read", answer.missed);
+        if let Some(gap) = gap(&answer) {
+            note!("{gap}");
         }
         for event in answer.events {
             if left == 0 {
                 break;
             }
             left -= 1;
-            if arguments.json {
-                println!("{}", event.get());
+            let heard = if arguments.json {
+                say!("{}", event.get())
             } else {
-                println!("{}", line(&admin.parse(event.get().as_bytes())?));
+                say!("{}", line(&admin.parse(event.get().as_bytes())?))
+            };
+            if !heard {
+                return Ok(ExitCode::SUCCESS);
             }
         }
         from = Some(answer.next);
@@ -73,11 +78,23 @@ pub(super) async fn run(arguments: &Arguments, admin: &Admin) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
+/// What is not shown, if anything is.
+fn gap(answer: &Answer) -> Option<String> {
+    match answer {
+        Answer { restarted: true, .. } => {
+            Some("missed nobody knows how many events: the daemon was started anew, or another one answers".to_owned())
+        }
+        Answer { missed: 0, .. } => None,
+        Answer { missed, .. } => Some(format!("missed {missed} events: they came faster than they were read")),
+    }
+}
+
 fn line(event: &Event) -> String {
     if let Some(left_out) = event.left_out {
         return format!("{}  ... and {left_out} events more of this transaction", event.lsn);
     }
-    let effects: Vec<String> = event.effects.iter().map(effect).collect();
+    let mut effects: Vec<String> = event.effects.iter().map(effect).collect();
+    effects.extend(event.more.map(|more| format!("... and {more} more")));
     let tables = event.tables.join(", ");
     format!("{}  {} {tables}{}-> {}", event.lsn, event.op, if tables.is_empty() { "" } else { " " }, effects.join("; "))
 }
@@ -93,4 +110,41 @@ fn effect(effect: &Effect) -> String {
     };
     let cause = cause.as_ref().map(|cause| format!(" ({cause})")).unwrap_or_default();
     format!("{effect}{of}{cause}")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn shown(event: Value) -> String {
+        line(&serde_json::from_value(event).unwrap())
+    }
+
+    #[test]
+    fn events_in_words() {
+        let tables = ["public.items"];
+        let effects = json!([
+            { "entity": "item", "key": "1", "effect": "void", "cause": "update" },
+            { "entity": "list", "key": null, "effect": "lookup", "cause": null },
+            { "entity": "item", "key": "item:1*", "effect": "void-pattern" },
+            { "effect": "void-tag" },
+        ]);
+        let all = "void item:1 (update); lookup list; void-pattern item:1*; void-tag";
+        let event = json!({ "lsn": "0/1", "op": "update", "tables": tables, "effects": effects });
+        assert_eq!(shown(event), format!("0/1  update public.items -> {all}"));
+        let event = json!({ "lsn": "0/1", "op": "command", "tables": [], "effects": effects, "more": 400 });
+        assert_eq!(shown(event), format!("0/1  command -> {all}; ... and 400 more"));
+        let event = json!({ "lsn": "0/1", "op": "more", "tables": [], "effects": [], "left_out": 7 });
+        assert_eq!(shown(event), "0/1  ... and 7 events more of this transaction");
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let said = |missed, restarted| gap(&Answer { next: String::new(), missed, restarted, events: Vec::new() });
+        assert_eq!(said(0, false), None);
+        assert_eq!(said(3, false).as_deref(), Some("missed 3 events: they came faster than they were read"));
+        assert!(said(0, true).unwrap().contains("the daemon was started anew"));
+    }
 }

@@ -1,6 +1,6 @@
 //! `walcache verify`: compares what is cached with Postgres.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -71,17 +71,21 @@ pub(super) async fn run(arguments: &Arguments, admin: &Admin) -> Result<ExitCode
     whole.ok = findings == 0 && settled;
     if arguments.json {
         // Structs of strings and numbers always serialize.
-        println!("{}", serde_json::to_string(&whole).unwrap_or_default());
+        say!("{}", serde_json::to_string(&whole).unwrap_or_default());
     } else {
-        whole.findings.iter().for_each(|finding| println!("{}", text(finding)));
-        for Unsettled { key, tier, why } in &whole.unsettled {
-            println!("without a verdict: {key} in {}: {why}", tier.as_str());
+        for finding in &whole.findings {
+            say!("{}", text(finding));
         }
-        whole.problems.iter().for_each(|problem| println!("problem: {problem}"));
+        for Unsettled { entity, key, tier, why } in &whole.unsettled {
+            say!("without a verdict: {entity}:{key} in {}: {why}", tier.as_str());
+        }
+        for problem in &whole.problems {
+            say!("problem: {problem}");
+        }
         for Verified { entity, l1, l2 } in &whole.entities {
-            println!("{entity}: L2 {}; L1 {}", counts(l2), counts(l1));
+            say!("{entity}: L2 {}; L1 {}", counts(l2), counts(l1));
         }
-        println!("verified: {equal} equal, {findings} wrong, {changed} changed meanwhile, {inconclusive} inconclusive");
+        say!("verified: {equal} equal, {findings} wrong, {changed} changed meanwhile, {inconclusive} inconclusive");
     }
     Ok(match (findings, settled) {
         (1.., _) => ExitCode::FAILURE,
@@ -123,7 +127,9 @@ async fn verify(arguments: &Arguments, admin: &Admin, name: &str, whole: &mut Wh
         whole.unsettled.extend(report.unsettled);
         whole.problems.extend(report.problems.into_iter().map(|problem| format!("{name}: {problem}")));
         if progress {
-            eprint!("\r{name}: {} entries\x1b[K", checked(&verified.l1) + checked(&verified.l2));
+            let entries = checked(&verified.l1) + checked(&verified.l2);
+            // To a terminal that is gone there is nothing to say.
+            let _ = write!(std::io::stderr(), "\r{name}: {entries} entries\x1b[K");
         }
         cursor = report.next;
         if cursor.is_none() {
@@ -131,7 +137,7 @@ async fn verify(arguments: &Arguments, admin: &Admin, name: &str, whole: &mut Wh
         }
     }
     if progress {
-        eprint!("\r\x1b[K");
+        let _ = write!(std::io::stderr(), "\r\x1b[K");
     }
     whole.entities.push(verified);
     Ok(())

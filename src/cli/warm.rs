@@ -80,11 +80,11 @@ pub(super) async fn run(arguments: &Arguments, admin: &Admin) -> Result<ExitCode
             let _ = write!(std::io::stderr(), "\r{}\x1b[K", line(&progress, true));
         } else if !arguments.json && told.elapsed() >= LINES {
             told = Instant::now();
-            eprintln!("{}", line(&progress, false));
+            note!("{}", line(&progress, false));
         }
         tokio::time::sleep(POLL).await;
         let jobs: Jobs = admin.parse(&admin.get("/v1/warm").await?)?;
-        progress = jobs.jobs.into_iter().find(|job| job.entity == *entity).ok_or_else(|| {
+        progress = jobs.jobs.into_iter().find(|job| job.job == progress.job).ok_or_else(|| {
             let what = format!("the daemon knows nothing of warming {entity} any more: it was started anew");
             Failure::unavailable(what, "`walcache warm` again: it goes on where that was interrupted".to_owned())
         })?;
@@ -94,9 +94,9 @@ pub(super) async fn run(arguments: &Arguments, admin: &Admin) -> Result<ExitCode
     }
     if arguments.json {
         // A struct of strings and finite numbers always serializes.
-        println!("{}", serde_json::to_string(&progress).unwrap_or_default());
+        say!("{}", serde_json::to_string(&progress).unwrap_or_default());
     } else {
-        println!("{}", ended(&progress));
+        say!("{}", ended(&progress));
     }
     Ok(match progress.state {
         State::Done | State::Running => ExitCode::SUCCESS,
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn progress_in_words() {
-        let mut progress = Progress::new("product", Trigger::Operator);
+        let mut progress = Progress::new(7, "product", Trigger::Operator);
         assert_eq!(line(&progress, true), "product: 0 of about ?");
         (progress.total, progress.done, progress.filled, progress.seconds) = (Some(1000), 250, 200, 0.5);
         assert_eq!(line(&progress, true), "product: [######------------------] 250 of about 1000, 500/s, 200 filled");

@@ -1,10 +1,12 @@
-use std::path::Path;
+//! What is read, what is refused, and how it is explained.
+
+mod entity;
+mod example;
+mod query;
+
 use std::time::Duration;
 
-use toml::{Table, Value};
-
 use super::*;
-use crate::entity::PastBound;
 
 const MINIMAL: &str = r#"
 [source]
@@ -45,53 +47,6 @@ fn a_config_of_ten_lines_is_enough() {
     assert_eq!(config.entities[0].table.to_string(), "public.products");
     assert_eq!(config.entities[0].ttl, Duration::from_secs(3600));
     assert_eq!(config.l1, L1Config::default());
-}
-
-#[test]
-fn an_entity_may_have_its_own_bound() {
-    assert_eq!(load(MINIMAL, &[]).unwrap().entities[0].max_staleness, None);
-    let own = with("[[entity]]", "max_staleness = '1m 30s'\npast_max_staleness = 'serve'");
-    let config = load(&own, &[]).unwrap();
-    assert_eq!(config.entities[0].max_staleness, Some(Duration::from_secs(90)));
-    assert_eq!(config.entities[0].past_max_staleness, Some(PastBound::Serve));
-    assert_eq!(config.freshness.past_max_staleness, PastBound::Bypass);
-    let written = toml::to_string(&config).unwrap();
-    assert!(written.contains("max_staleness = \"1m 30s\"\npast_max_staleness = \"serve\""), "{written}");
-}
-
-#[test]
-fn warming_is_checked() {
-    let config = load(MINIMAL, &[]).unwrap();
-    assert_eq!((&config.entities[0].warm, config.entities[0].hot_set), (&None, 1000));
-    let own = "warm = { on = ['start', 'generation'], every = '1h', where = 'price > 0', order = 'desc' }\nhot_set = 0";
-    let config = load(&with("[[entity]]", own), &[]).unwrap();
-    let warm = config.entities[0].warm.clone().unwrap();
-    assert_eq!((warm.on, warm.every), (vec![WarmOn::Start, WarmOn::Generation], Some(Duration::from_secs(3600))));
-    assert_eq!((warm.order, warm.limit, warm.rate), (WarmOrder::Desc, 10_000, 1000));
-    assert!(toml::to_string(&config).unwrap().contains("where = \"price > 0\""));
-    for (line, wanted) in [
-        ("warm = { where = 'x', keys = 'y' }", "warm.keys: entity \"product\": does not go together with warm.where"),
-        ("warm = { where = ' ' }", "warm.where: entity \"product\": is empty"),
-        ("warm = { limit = 0 }", "warm.limit: entity \"product\": must be at least 1"),
-        ("warm = { rate = 0 }", "warm.rate: entity \"product\": must be from 1 to 100000"),
-        ("warm = { every = '10ms' }", "warm.every: entity \"product\": must be at least 1s"),
-        ("warm = { on = ['stop'] }", "unknown value `stop`; known are start, generation"),
-        ("warm = { whre = 'x' }", "whre"),
-        ("hot_set = 100001", "hot_set: entity \"product\": must be at most 100000"),
-    ] {
-        let found = error(&with("[[entity]]", line), &[]);
-        assert!(found.contains(wanted), "{line}: {found}");
-    }
-    let query = |warm: &str| {
-        let table = "table = \"products\"";
-        let query =
-            "params = { id = 'int' }\nquery = 'select 1 where $1 > 0'\ndepends_on = [{ table = 't', all = true }]";
-        MINIMAL.replacen(table, &format!("{query}\nwarm = {warm}"), 1)
-    };
-    assert!(
-        error(&query("{ on = ['start'] }"), &[]).contains("warm.keys: entity \"product\": is required with a query")
-    );
-    assert!(error(&query("{ where = 'x' }"), &[]).contains("warm.where: entity \"product\": is of a table's rows"));
 }
 
 #[test]
@@ -212,19 +167,6 @@ fn values_without_units_and_of_other_forms_are_explained() {
 }
 
 #[test]
-fn entities_need_distinct_names_and_a_table() {
-    let again = format!("{MINIMAL}[[entity]]\nname = 'product'\ntable = 'b'\n");
-    assert!(error(&again, &[]).contains("entity[1].name: \"product\" is the name of an earlier entity"));
-    let capital = MINIMAL.replace("\"product\"", "\"Product\"");
-    assert!(error(&capital, &[]).contains("must begin with a-z"), "{}", error(&capital, &[]));
-    let bad = MINIMAL.replace("\"products\"", "\"a.b.c\"");
-    assert!(error(&bad, &[]).contains("8:9: not a table name"), "{}", error(&bad, &[]));
-    let missing = MINIMAL.replace("table = \"products\"", "");
-    assert!(error(&missing, &[]).contains("entity[0].table: entity \"product\": required (or query"));
-    assert!(error("", &[]).contains("source.url: required"));
-}
-
-#[test]
 fn a_url_comes_from_one_place() {
     let filed = MINIMAL.replace("url = \"postgres://walcache:s3cr3t@127.0.0.1:5432/shop\"", "url_file = \"secret\"");
     assert_eq!(load(&filed, &[]).unwrap().source.url.expose(), "postgres://filed:pw@db/shop");
@@ -302,121 +244,4 @@ fn table_names_read_as_in_sql() {
     for bad in ["", ".", "a.", ".a", "a.b.c", "a b", "\"a", "\"\"", "1a", "a;drop"] {
         assert!(bad.parse::<TableName>().is_err(), "{bad:?}");
     }
-}
-
-/// The example, with what is commented out put in.
-fn uncommented_example(text: &str) -> String {
-    let setting = |line: &str| {
-        let key = line.strip_prefix("# ")?;
-        let (name, _) = key.split_once(" = ")?;
-        name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_').then(|| key.to_owned())
-    };
-    text.lines().map(|line| setting(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
-}
-
-#[test]
-fn the_example_shows_every_default() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("walcache.example.toml");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let as_it_stands = Config::load_with(&path, []).unwrap();
-    let full = uncommented_example(&text);
-    assert_eq!(Config::parse(&full, &path).unwrap(), as_it_stands, "a commented default is not the default");
-    let written: Table = toml::from_str(&full).unwrap();
-    for (section, fields) in Table::try_from(Config::default()).unwrap() {
-        let Value::Table(fields) = fields else { continue };
-        for key in fields.keys() {
-            assert!(written[&section].get(key).is_some(), "{section}.{key} is not in the example");
-        }
-    }
-    for key in Table::try_from(&as_it_stands.entities[0]).unwrap().keys() {
-        assert!(written["entity"][0].get(key).is_some(), "entity.{key} is not in the example");
-    }
-}
-
-const QUERY: &str = r#"
-[source]
-url = "postgres://walcache:s3cr3t@127.0.0.1:5432/shop"
-[l2]
-url = "redis://:hunter2@127.0.0.1:6379/0"
-[[entity]]
-name = "of_customer"
-params = { zone = "text", customer_id = "bigint", at = "numeric(10, 2)" }
-query = "select 1 where $1 = $2 ; "
-depends_on = [
-  { table = "orders", key = { customer_id = "c", at = "a", zone = "z" } },
-  { table = "shop.lines", lookup = "select 1, 2, 3;", from = ["id", "no"] },
-  { table = "rates", all = true },
-]
-"#;
-
-#[test]
-fn a_query_keeps_its_parameters_in_order() {
-    use crate::entity::OnChange;
-    use crate::entity::query::{ResultShape, Via};
-    // In the order of the file, which is not that of the alphabet: also where a variable overrides something.
-    for variables in [&[][..], &[("WALCACHE__HTTP__MAX_BATCH", "7")]] {
-        let config = load(QUERY, variables).unwrap();
-        let entity = &config.entities[0];
-        let names: Vec<&str> = entity.params.as_ref().unwrap().names().collect();
-        assert_eq!(names, ["zone", "customer_id", "at"]);
-        let query = entity.query().unwrap();
-        assert_eq!((query.sql.as_str(), query.shape), ("select 1 where $1 = $2", ResultShape::Many));
-        assert_eq!(query.rules[0].via, Via::Key(vec!["z".into(), "c".into(), "a".into()]));
-        let lookup = Via::Lookup { sql: "select 1, 2, 3".into(), from: vec!["id".into(), "no".into()] };
-        assert_eq!((query.rules[1].schema.as_str(), &query.rules[1].via), ("shop", &lookup));
-        assert_eq!(query.rules[2].via, Via::All);
-        assert_eq!(entity.on_change(), OnChange::Invalidate);
-        let written = toml::to_string(&config).unwrap();
-        assert_eq!(toml::from_str::<Config>(&written).unwrap().entities, config.entities);
-    }
-    let rows = load(MINIMAL, &[]).unwrap();
-    assert_eq!((rows.entities[0].on_change(), rows.entities[0].query()), (OnChange::Refresh, None));
-}
-
-#[test]
-fn misused_queries_are_refused_with_the_field() {
-    let rule = "{ table = \"rates\", all = true }";
-    let cases: &[(&str, &str, &str)] = &[
-        ("name =", "table = 'orders'\nname =", "entity[0].table: entity \"of_customer\": table and query exclude"),
-        ("query = \"select 1 where $1 = $2 ; \"", "", "entity[0].table: entity \"of_customer\": required (or query"),
-        (
-            "query = \"select 1 where $1 = $2 ; \"",
-            "table = 'a'",
-            "entity[0].params: entity \"of_customer\": belongs to a query",
-        ),
-        ("select 1 where $1 = $2 ; ", " ;", "entity[0].query: entity \"of_customer\": must be a SELECT"),
-        ("name =", "columns = ['a']\nname =", "entity[0].columns: entity \"of_customer\": means nothing for a query"),
-        ("name =", "key = ['a']\nname =", "entity[0].key: entity \"of_customer\": means nothing"),
-        ("name =", "populate = true\nname =", "entity[0].populate: entity \"of_customer\": means nothing"),
-        (
-            "params = { zone = \"text\", customer_id = \"bigint\", at = \"numeric(10, 2)\" }",
-            "",
-            "entity[0].params: entity \"of_customer\": required",
-        ),
-        (
-            "\"bigint\"",
-            "\"bigint; drop\"",
-            "entity[0].params: entity \"of_customer\": customer_id = \"bigint; drop\" must name a type",
-        ),
-        (
-            "customer_id = \"c\"",
-            "customer = \"c\"",
-            "depends_on[0].key: public.orders: \"customer\" is none of the params; did you mean \"customer_id\"?",
-        ),
-        ("customer_id = \"c\"", "customer = \"c\"", "and lacks customer_id; where the row has none, use lookup or all"),
-        (", from = [\"id\", \"no\"]", "", "depends_on[1].from: shop.lines: lookup and from go together"),
-        ("lookup = \"select 1, 2, 3;\", ", "", "depends_on[1]: shop.lines: must have exactly one of"),
-        ("[\"id\", \"no\"]", "[]", "depends_on[1].from: shop.lines: must name at least one column"),
-        ("all = true", "all = false", "depends_on[2].all: must be true"),
-        (rule, "{ table = \"rates\" }", "depends_on[2]: public.rates: must have exactly one of key ="),
-        ("all = true", "every = true", "unknown key `every`"),
-        ("name =", "shape = 'few'\nname =", "unknown value `few`"),
-    ];
-    for (what, with, wanted) in cases {
-        assert!(QUERY.contains(what), "{what}");
-        let found = error(&QUERY.replacen(what, with, 1), &[]);
-        assert!(found.contains(wanted), "{with}: {found}");
-    }
-    let (start, _) = QUERY.split_once("depends_on").unwrap();
-    assert!(error(start, &[]).contains("entity[0].depends_on: entity \"of_customer\": required with query"));
 }

@@ -6,6 +6,9 @@ use std::marker::PhantomData;
 use serde::Deserializer;
 use serde::de::{Error, Visitor};
 
+/// Bytes of a mebibyte.
+pub(super) const MIB: u64 = 1 << 20;
+
 /// Reads a string, with an explanation for whoever wrote a bare number.
 struct Unit<T> {
     expected: &'static str,

@@ -1,19 +1,22 @@
 //! Constraints that go beyond one field's form.
 
+mod entity;
+mod lifetimes;
+mod query;
+
 use std::collections::HashSet;
 use std::time::Duration;
 
 use super::error::Violation;
-use super::{Config, EntityConfig, L2Config, query};
+use super::units::MIB;
+use super::violations::Violations;
+use super::{Config, L2Config};
 use crate::source::SourceUrl;
-use crate::void::tag::Template;
-
-const MIB: u64 = 1 << 20;
 
 impl Config {
     /// Every constraint that the values break; empty if the configuration can be used.
     pub fn validate(&self) -> Vec<Violation> {
-        let mut found = Violations(Vec::new());
+        let mut found = Violations::default();
         self.validate_source(&mut found);
         self.validate_apply(&mut found);
         self.validate_tiers(&mut found);
@@ -27,8 +30,8 @@ impl Config {
         }
         let mut names = HashSet::new();
         for (i, entity) in self.entities.iter().enumerate() {
-            validate_entity(i, entity, &mut found);
-            super::lifetimes::validate(i, entity, self, &mut found);
+            entity::validate(i, entity, &mut found);
+            lifetimes::validate(i, entity, self, &mut found);
             query::validate(i, entity, &mut found);
             found.require(names.insert(&entity.name), &format!("entity[{i}].name"), || {
                 format!("{:?} is the name of an earlier entity; names must be unique", entity.name)
@@ -89,7 +92,7 @@ impl Config {
 
     fn validate_tiers(&self, found: &mut Violations) {
         let (l1, freshness) = (&self.l1, &self.freshness);
-        found.require(!l1.enabled || l1.max_size >= 1 << 20, "l1.max_size", || {
+        found.require(!l1.enabled || l1.max_size >= MIB, "l1.max_size", || {
             "must be at least 1MiB; l1.enabled = false turns L1 off".to_owned()
         });
         match &self.l2 {
@@ -151,58 +154,4 @@ fn validate_l2(l2: &L2Config, fill_timeout: Duration, found: &mut Violations) {
     });
     found.require(l2.sweep_rate >= 1, "l2.sweep_rate", || "must be at least 1".to_owned());
     found.require(l2.lease_wait <= l2.lease_ttl, "l2.lease_wait", || "must not be longer than l2.lease_ttl".to_owned());
-}
-
-fn validate_entity(i: usize, entity: &EntityConfig, found: &mut Violations) {
-    let EntityConfig { name, ttl, columns, key, .. } = entity;
-    let plain = name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-');
-    found.require(plain, &format!("entity[{i}].name"), || {
-        format!("{name:?} must begin with a-z and hold only a-z, 0-9, _ and -")
-    });
-    // Redis counts a time to live in milliseconds.
-    found.require(*ttl >= Duration::from_millis(1), &format!("entity[{i}].ttl"), || {
-        format!("entity {name:?}: must be longer than zero")
-    });
-    for (position, tag) in entity.tags.iter().enumerate() {
-        if let Err(error) = tag.parse::<Template>() {
-            found.add(&format!("entity[{i}].tags[{position}]"), format!("entity {name:?}: {error}"));
-        }
-    }
-    for (field, why) in entity.warm.iter().flat_map(|warm| warm.violations(entity.query.is_some())) {
-        found.add(&format!("entity[{i}].{field}"), format!("entity {name:?}: {why}"));
-    }
-    found.require(entity.hot_set <= 100_000, &format!("entity[{i}].hot_set"), || {
-        format!("entity {name:?}: must be at most 100000; 0 turns it off")
-    });
-    for (field, names) in [("columns", columns), ("key", key)] {
-        let Some(names) = names else { continue };
-        let distinct: HashSet<&String> = names.iter().collect();
-        found.require(!names.is_empty() && distinct.len() == names.len(), &format!("entity[{i}].{field}"), || {
-            format!("entity {name:?}: must name at least one column, and none twice")
-        });
-    }
-}
-
-/// The violations so far.
-pub(super) struct Violations(Vec<Violation>);
-
-impl Violations {
-    pub(super) fn add(&mut self, field: &str, constraint: impl Into<String>) {
-        self.0.push(Violation { field: field.to_owned(), constraint: constraint.into() });
-    }
-
-    pub(super) fn require(&mut self, holds: bool, field: &str, constraint: impl FnOnce() -> String) {
-        if !holds {
-            self.add(field, constraint());
-        }
-    }
-
-    fn positive(&mut self, field: &str, value: Duration) {
-        self.require(value > Duration::ZERO, field, || "must be longer than zero".to_owned());
-    }
-
-    fn at_least_one(&mut self, field: &str, value: usize) {
-        self.require(value >= 1, field, || "must be at least 1".to_owned());
-    }
 }

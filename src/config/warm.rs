@@ -5,9 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::units;
-
-/// The most keys that may be filled in a second.
-pub const MAX_RATE: u32 = 100_000;
+pub use crate::entity::warming::{MAX_RATE, WarmOrder};
 
 /// How an entity is warmed.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -56,17 +54,6 @@ pub enum WarmOn {
     Generation,
 }
 
-/// The order in which keys are warmed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum WarmOrder {
-    /// From the least key on.
-    #[default]
-    Asc,
-    /// From the greatest key on: where keys are drawn from a sequence, the newest come first.
-    Desc,
-}
-
 impl WarmConfig {
     /// What is wrong with it, as that of an entity of a query or of a table: the field and why.
     pub(super) fn violations(&self, of_query: bool) -> Vec<(&'static str, String)> {
@@ -82,6 +69,9 @@ impl WarmConfig {
         for (field, text) in [("warm.where", &self.condition), ("warm.keys", &self.keys)] {
             if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
                 found.push((field, "is empty: leave it out".into()));
+            }
+            if text.as_ref().is_some_and(|text| text.contains('\0')) {
+                found.push((field, "has a NUL character, which SQL has not".into()));
             }
         }
         if self.every.is_some_and(|every| every < Duration::from_secs(1)) {

@@ -1,100 +1,129 @@
-//! What operators ask of the leader, carried out between two batches.
+//! Applications' commands in the log: planned, counted, and told of where they are refused.
 
-use std::time::{Duration, Instant};
+mod refusals;
 
-use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
 
-use crate::cache::sweep::Due;
-use crate::entity::Generation;
+use tracing::warn;
 
-/// One thing to do between two batches.
-pub(super) enum Command {
-    /// Look an entity's shape up.
-    Reshape(usize),
-    /// Look which entities have changed.
-    LookAround,
-    /// Match patterns no more that were swept.
-    Retire(Vec<Due>, oneshot::Sender<Result<(), String>>),
-    /// Make everything unservable that is cached of an entity, or of all.
-    Resync(Option<usize>, oneshot::Sender<Result<Generation, String>>),
+use self::refusals::{Refusal, Refusals};
+use crate::cache::warm::{Waiting, Warmer};
+use crate::change::Message;
+use crate::entity::Entity;
+use crate::lsn::Lsn;
+use crate::metrics::{Command, CommandMetrics, Commanded};
+use crate::plan::Effect;
+use crate::plan::command::{self, CommandPlanner, Kind, Verdict};
+
+/// The commands of one session's stream.
+pub(super) struct Commands {
+    planner: CommandPlanner,
+    warmer: Arc<Warmer>,
+    /// To be filled when the transaction that is open is applied.
+    warm: Vec<Waiting>,
+    /// Entities to be warmed then.
+    warm_all: BTreeSet<usize>,
+    metrics: CommandMetrics,
+    refusals: Refusals,
 }
-
-/// Why a command was not carried out. Each may go better later.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CommandError {
-    /// Only the instance that holds the slot and streams can do it.
-    #[error("this instance does not apply changes now: it waits for the slot, or for the source database")]
-    NotLeading,
-    /// It was begun.
-    #[error("{0}")]
-    Failed(String),
-}
-
-/// The way to the session that streams, if one does.
-#[derive(Default)]
-pub(super) struct Commands(Mutex<Option<mpsc::Sender<Command>>>, Mutex<Option<Instant>>);
-
-/// So long the slot is in use before it counts as another instance's: the server may not have noticed yet that a
-/// connection of our own is gone.
-const GHOST: Duration = Duration::from_secs(3);
 
 impl Commands {
-    /// Whether a session takes them: this instance applies changes.
-    pub(super) fn is_open(&self) -> bool {
-        self.0.lock().is_some()
+    pub(super) fn new(entities: Vec<Arc<Entity>>, warmer: Arc<Warmer>, metrics: CommandMetrics) -> Self {
+        let planner = CommandPlanner::new(entities);
+        let refusals = Refusals::default();
+        Commands { planner, warmer, warm: Vec::new(), warm_all: BTreeSet::new(), metrics, refusals }
     }
 
-    /// The slot is in use, and not by this instance.
-    pub(super) fn slot_in_use(&self) {
-        self.1.lock().get_or_insert_with(Instant::now);
+    /// Whether a message is for us.
+    pub(super) fn concerns(prefix: &str) -> bool {
+        prefix == command::PREFIX
     }
 
-    /// Whether another instance applies changes.
-    pub(super) fn is_superseded(&self) -> bool {
-        self.1.lock().is_some_and(|since| since.elapsed() >= GHOST)
-    }
-
-    /// A session takes commands from now on.
-    pub(super) fn open(&self, sender: mpsc::Sender<Command>) {
-        *self.1.lock() = None;
-        *self.0.lock() = Some(sender);
-    }
-
-    /// No session does.
-    pub(super) fn close(&self) {
-        *self.0.lock() = None;
-    }
-
-    /// Has an entity's shape looked up soon, if a session streams and has nothing else to do.
-    pub(super) fn reshape(&self, entity: usize) {
-        if let Some(sender) = &*self.0.lock() {
-            // If it is full, what is in it comes first; whoever asks will ask again.
-            let _ = sender.try_send(Command::Reshape(entity));
+    /// Appends what a message with commands does.
+    pub(super) fn take(&mut self, message: &Message<'_>, effects: &mut Vec<Effect>) {
+        if !message.transactional {
+            // It was written whatever becomes of the transaction that wrote it, which may still be under way: an entry
+            // that is dropped now could be filled again with the state of before.
+            return self.refuse(Command::Unknown, Commanded::NotTransactional);
+        }
+        if message.content.len() > command::MAX_BYTES {
+            return self.too_large();
+        }
+        let mut planned = self.planner.plan(message.content);
+        effects.append(&mut planned.effects);
+        self.warm.extend(planned.warm.into_iter().filter_map(|(entity, key)| self.warmer.place(entity, key)));
+        self.warm_all.extend(planned.warm_all);
+        for (kind, verdict) in planned.verdicts {
+            let kind = match kind {
+                Kind::Invalidate => Command::Invalidate,
+                Kind::Warm => Command::Warm,
+                Kind::Tag => Command::Tag,
+                Kind::Pattern => Command::Pattern,
+                Kind::Unknown => Command::Unknown,
+            };
+            match verdict {
+                Verdict::Planned => self.metrics.count(kind, Commanded::Done),
+                Verdict::Malformed => self.refuse(kind, Commanded::Malformed),
+                Verdict::UnknownEntity => self.refuse(kind, Commanded::UnknownEntity),
+                Verdict::BadKey => self.refuse(kind, Commanded::BadKey),
+                Verdict::BadPattern => self.refuse(kind, Commanded::BadPattern),
+                Verdict::UnknownTag => self.refuse(kind, Commanded::UnknownTag),
+            }
         }
     }
 
-    /// Makes everything unservable that is cached of an entity, or of all; says in which generation they are now.
-    pub(super) async fn resync(&self, entity: Option<usize>) -> Result<Generation, CommandError> {
-        self.ask(|reply| Command::Resync(entity, reply)).await
+    /// A message with commands was too large to be read.
+    pub(super) fn too_large(&mut self) {
+        self.refuse(Command::Unknown, Commanded::TooLarge);
     }
 
-    /// Takes swept patterns off the list, and off L2's fence.
-    pub(super) async fn retire(&self, swept: Vec<Due>) -> Result<(), CommandError> {
-        self.ask(|reply| Command::Retire(swept, reply)).await
-    }
-
-    async fn ask<T>(
-        &self,
-        command: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Command,
-    ) -> Result<T, CommandError> {
-        let sender = self.0.lock().clone().ok_or(CommandError::NotLeading)?;
-        let (reply, answer) = oneshot::channel();
-        sender.send(command(reply)).await.map_err(|_| CommandError::NotLeading)?;
-        match answer.await {
-            Ok(done) => done.map_err(CommandError::Failed),
-            // The session ended before it came to it.
-            Err(_) => Err(CommandError::NotLeading),
+    /// The transaction that is open ends at `end_lsn`.
+    pub(super) fn commit(&mut self, end_lsn: Lsn) {
+        if !self.warm.is_empty() {
+            self.warmer.release(end_lsn, self.warm.drain(..));
         }
+        while let Some(entity) = self.warm_all.pop_first() {
+            self.warmer.release_entity(end_lsn, entity);
+        }
+        self.refusals.end(end_lsn);
+    }
+
+    /// Tells of what was refused, if it is time for that.
+    pub(super) fn settle(&mut self) {
+        tell(self.refusals.due(Instant::now()));
+    }
+
+    fn refuse(&mut self, command: Command, result: Commanded) {
+        self.metrics.count(command, result);
+        self.refusals.add(command, result);
+    }
+}
+
+impl Drop for Commands {
+    fn drop(&mut self) {
+        tell(self.refusals.all());
+    }
+}
+
+/// Never with what the message says: it may hold values.
+fn tell(refusals: Vec<Refusal>) {
+    for Refusal { command, reason, times, lsn } in refusals {
+        let (command, lsn) = (command.as_str(), lsn.map(tracing::field::display));
+        let (remedy, reason) = (remedy(reason), reason.as_str());
+        warn!(command, reason, times, lsn, "an application's command in the log was refused: {remedy}");
+    }
+}
+
+fn remedy(result: Commanded) -> &'static str {
+    match result {
+        Commanded::UnknownEntity => "it names no entity of this configuration",
+        Commanded::BadKey => "what it names can be no key of the entity; nothing was invalidated for it",
+        Commanded::BadPattern => "a pattern is of the form entity:key, of at most 1024 bytes",
+        Commanded::UnknownTag => "no entry of this configuration can bear it: see the entities' tags",
+        Commanded::NotTransactional => "pass true as the first argument of pg_logical_emit_message",
+        Commanded::TooLarge => "write several messages of up to 1 MiB each",
+        _ => "write {\"invalidate\":{\"entity\":...,\"keys\":[...]}} or \"warm\" likewise, or an array of these",
     }
 }

@@ -44,6 +44,12 @@ pub enum DaemonError {
     Stopped,
 }
 
+impl From<SourceError> for DaemonError {
+    fn from(error: SourceError) -> Self {
+        DaemonError::Source(error)
+    }
+}
+
 /// What ends a session of the stream.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {

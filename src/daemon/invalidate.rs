@@ -3,22 +3,21 @@
 //! So it has its place among the events, comes again after a crash, and reaches whichever instance leads. This one emits the
 //! message, and waits until its own watermark has passed it; where it does not lead, it can tell only that it was written.
 
+mod judge;
+
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
 
+use self::judge::{Judged, judge};
 use super::{Context, STATEMENT_TIMEOUT, bytes};
 use crate::apply::claim::insert_position;
 use crate::cache::l2::L2Error;
 use crate::cache::tally::{Named, Tally};
 use crate::lsn::Lsn;
-use crate::plan::Effect;
-use crate::plan::command::{CommandPlanner, Kind, MAX_BYTES, Verdict};
 use crate::serve::admin::Refusal;
 use crate::source::{self, SourceError};
-use crate::void::Void;
-use crate::void::glob;
 
 /// How long the message may take to be written.
 const EMIT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,9 +33,15 @@ struct Done {
     lsn: Option<Lsn>,
     /// Whether this instance has applied it: nothing that it concerns is served here any more.
     applied: bool,
+    /// Else why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits_for: Option<String>,
     /// What L1 and L2 hold of it, if that was to be counted; `null` for a tier that is not there.
     #[serde(skip_serializing_if = "Option::is_none")]
     held: Option<Held>,
+    /// Tags that no entry can bear, by this instance's configuration: they concern nothing here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unmatched: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -48,12 +53,12 @@ struct Held {
 /// Carries out a command of the form of [`crate::plan::command`], or counts what it would make unservable; gives the answer
 /// as JSON, and whether all is done.
 pub(super) async fn invalidate(context: &Context, command: &str, dry_run: bool) -> Result<(Bytes, bool), Refusal> {
-    let named = judge(context, command)?;
+    let Judged { named, unmatched } = judge(&context.hierarchy.entities, command)?;
     let done = if dry_run {
         let count = tokio::time::timeout(TALLY_TIMEOUT, tally(context, &named)).await;
         let held = count.map_err(|_| Refusal::Failed(format!("counting took longer than {TALLY_TIMEOUT:?}")))?;
         let held = held.map_err(|error| Refusal::Failed(format!("L2 cannot be counted: {error}")))?;
-        Done { lsn: None, applied: false, held: Some(held) }
+        Done { lsn: None, applied: false, waits_for: None, held: Some(held), unmatched }
     } else {
         let emitted = tokio::time::timeout(EMIT_TIMEOUT, emit(context, command)).await;
         let lsn = emitted
@@ -63,60 +68,14 @@ pub(super) async fn invalidate(context: &Context, command: &str, dry_run: bool) 
             })?
             .map_err(|error| Refusal::Failed(format!("it could not be said in the source's log: {error}")))?;
         let watermark = &context.hierarchy.watermark;
-        let applied = context.commands.is_open() && watermark.reached(lsn, APPLY_TIMEOUT).await;
-        Done { lsn: Some(lsn), applied, held: None }
+        let leads = context.orders.is_open();
+        let applied = leads && watermark.reached(lsn, APPLY_TIMEOUT).await;
+        let waits_for = (!applied).then(|| context.waits_for(leads));
+        Done { lsn: Some(lsn), applied, waits_for, held: None, unmatched }
     };
     // A struct of numbers always serializes.
     Ok((serde_json::to_vec(&done).unwrap_or_default().into(), dry_run || done.applied))
 }
-
-/// What a command names, if it is right as a whole.
-fn judge(context: &Context, command: &str) -> Result<Named, Refusal> {
-    if command.len() > MAX_BYTES {
-        return Err(Refusal::Malformed(format!("what is said at a time has at most {MAX_BYTES} bytes")));
-    }
-    let entities = &context.hierarchy.entities;
-    let planned = CommandPlanner::new(entities.clone()).plan(command.as_bytes());
-    let known = || entities.iter().map(|entity| entity.name.as_str()).collect::<Vec<_>>().join(", ");
-    for (kind, verdict) in planned.verdicts {
-        let why = match (verdict, kind) {
-            (Verdict::Planned, _) => continue,
-            (Verdict::UnknownEntity, Kind::Pattern) => {
-                format!(
-                    "the pattern can match no key of any entity: it is of the form entity:key; configured: {}",
-                    known()
-                )
-            }
-            (Verdict::UnknownEntity, _) => format!("there is no such entity; configured: {}", known()),
-            (Verdict::BadKey, _) => "what it names can be no key of the entity: keys are spelled as in URLs".to_owned(),
-            (Verdict::BadPattern, _) => {
-                format!("a pattern is of the form entity:key, and has at most {} bytes", glob::MAX_BYTES)
-            }
-            (Verdict::Malformed, _) => FORM.to_owned(),
-        };
-        return Err(Refusal::Malformed(why));
-    }
-    let mut named = Named::default();
-    for effect in planned.effects {
-        match effect {
-            Effect::Delete { entity, key, .. } => {
-                let key = std::str::from_utf8(&key).ok().and_then(|key| entities[entity].stored_key(key));
-                named.keys.extend(key);
-            }
-            Effect::Discard { entity, .. } => named.voids.push(Void::Entity { entity }),
-            Effect::Void(void) => named.voids.push(void),
-            // Commands have no others.
-            _ => {}
-        }
-    }
-    if named.keys.is_empty() && named.voids.is_empty() {
-        return Err(Refusal::Malformed(FORM.to_owned()));
-    }
-    Ok(named)
-}
-
-const FORM: &str = "expected {\"entity\":..,\"keys\":[..]}, {\"entity\":..} for all of it, {\"tags\":[..]} or \
-                    {\"patterns\":[..]}, with \"dry_run\":true to change nothing";
 
 async fn tally(context: &Context, named: &Named) -> Result<Held, L2Error> {
     let (hierarchy, max_value) = (&context.hierarchy, bytes(context.config.apply.max_value));

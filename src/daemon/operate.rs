@@ -8,15 +8,15 @@ use tokio::sync::Mutex;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use super::commands::CommandError;
 use super::invalidate;
-use super::session::Catalog;
+use super::orders::OrderError;
+use super::shapes::Catalog;
 use super::warmth::{self, Leading};
 use super::{Context, STATEMENT_TIMEOUT};
 use crate::apply::LookUpShape;
 use crate::audit::verify::{Cursor, Scope};
 use crate::audit::{Auditor, Shapes};
-use crate::entity::{Entity, EntryKey, Generation, Standing};
+use crate::entity::{Entity, EntryKey, Generation, Resolved, Standing};
 use crate::serve::admin::{Operate, Refusal, Verify, VerifyScope, Warm};
 use crate::source::{self, SourceError};
 use crate::warm::Warming;
@@ -59,11 +59,12 @@ impl Operate for Operator {
     }
 
     async fn resync(&self, entity: Option<usize>) -> Result<Generation, Refusal> {
-        let resync = self.parts()?.context.commands.resync(entity);
+        let context = &self.parts()?.context;
+        let resync = context.orders.resync(entity);
         match tokio::time::timeout(RESYNC_TIMEOUT, resync).await {
             Ok(done) => done.map_err(|error| match error {
-                CommandError::NotLeading => Refusal::NotLeading(error.to_string()),
-                CommandError::Failed(_) => Refusal::Failed(error.to_string()),
+                OrderError::NotLeading => context.not_leading(),
+                OrderError::Failed(_) => Refusal::Failed(error.to_string()),
             }),
             Err(_) => Err(Refusal::Failed(format!(
                 "it was not carried out within {RESYNC_TIMEOUT:?}: a batch is held up; it may still come"
@@ -85,7 +86,8 @@ impl Operate for Operator {
                 Scope::Page(cursor, limit)
             }
         };
-        Ok(json(&parts.auditor.verify(entity, scope, verify.repair).await))
+        // Boxed, as it is large: whoever awaits it holds it on its stack.
+        Ok(json(&Box::pin(parts.auditor.verify(entity, scope, verify.repair)).await))
     }
 
     async fn invalidate(&self, command: &str, dry_run: bool) -> Result<(Bytes, bool), Refusal> {
@@ -96,10 +98,12 @@ impl Operate for Operator {
         Ok(json(&self.parts()?.auditor.explain(entity, key).await))
     }
 
-    async fn tap(&self, entity: Option<usize>, from: Option<u64>) -> Result<Bytes, Refusal> {
+    async fn tap(&self, entity: Option<usize>, from: Option<&str>) -> Result<Bytes, Refusal> {
+        let from = from.map(str::parse).transpose();
+        let from = from.map_err(|()| Refusal::Malformed("from must be the \"next\" of an answer".to_owned()))?;
         let Parts { context, stop, .. } = self.parts()?;
-        if !context.commands.is_open() {
-            return Err(Refusal::NotLeading(CommandError::NotLeading.to_string()));
+        if !context.orders.is_open() {
+            return Err(context.not_leading());
         }
         tokio::select! {
             answer = context.tap.ask(from, entity, &context.hierarchy.watermark) => Ok(json(&answer)),
@@ -108,7 +112,11 @@ impl Operate for Operator {
     }
 
     async fn warm(&self, entity: &Arc<Entity>, warm: Warm) -> Result<Bytes, Refusal> {
-        warmth::begin(&self.parts()?.warming, entity, warm).await
+        let Parts { context, warming, .. } = self.parts()?;
+        warmth::begin(warming, entity, warm).await.map_err(|refusal| match refusal {
+            Refusal::NotLeading(_) => context.not_leading(),
+            other => other,
+        })
     }
 
     fn cancel_warming(&self, entity: &Arc<Entity>) -> Result<Bytes, Refusal> {
@@ -135,7 +143,7 @@ pub(super) struct Catalogued {
 
 impl Catalogued {
     pub(super) fn new(context: Arc<Context>) -> Self {
-        let catalog = Catalog(context.config.clone());
+        let catalog = Catalog::new(context.config.clone());
         Catalogued { context, catalog, client: Mutex::default() }
     }
 
@@ -146,15 +154,18 @@ impl Catalogued {
             Some(connected) => connected,
             None => source::connect(&self.context.config.source, Some(STATEMENT_TIMEOUT)).await?,
         };
-        let found = self.catalog.look_up(&connected, entity).await?;
+        let found = Box::pin(self.catalog.look_up(&connected, &[entity.id])).await?;
         *client = Some(connected);
-        Ok(found.standing == Standing::Cached && found.shape.is_some_and(|shape| shape == *entity.shape()))
+        let is_current = |found: &Resolved| {
+            found.standing == Standing::Cached && found.shape.as_ref().is_some_and(|shape| *shape == *entity.shape())
+        };
+        Ok(found.iter().all(is_current))
     }
 }
 
 impl Shapes for Catalogued {
     async fn are_current(&self, entity: &Entity) -> Option<bool> {
-        let current = match tokio::time::timeout(STATEMENT_TIMEOUT, self.look_up(entity)).await {
+        let current = match tokio::time::timeout(STATEMENT_TIMEOUT, Box::pin(self.look_up(entity))).await {
             Ok(Ok(current)) => current,
             Ok(Err(error)) => {
                 tracing::debug!(%error, entity = entity.name, "look a table's shape up");
@@ -164,7 +175,7 @@ impl Shapes for Catalogued {
         };
         if !current {
             // Sooner than the next look at the catalog.
-            self.context.commands.reshape(entity.id);
+            self.context.orders.reshape(entity.id);
         }
         Some(current)
     }

@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 use tokio_util::sync::CancellationToken;
 
-use super::commanded::Commands;
+use super::commands::Commands;
 use super::error::SessionError;
 use super::tap::Recorder;
 use crate::apply::batch::{Assembler, Batch};
@@ -18,7 +18,7 @@ use crate::change::{Change, Event, Relation};
 use crate::decode::Decoder;
 use crate::metrics::{Op, ReplicationMetrics};
 use crate::plan::{Effect, Planner};
-use crate::source::SourceError;
+use crate::source::{SourceError, within};
 
 /// The prefix of the messages that announce schema changes.
 const DDL: &str = "walcache.ddl";
@@ -140,6 +140,7 @@ impl<'a> Pipeline<'a> {
             }
         }
         self.places.gone.clear();
+        self.commands.settle();
         Ok(())
     }
 
@@ -195,9 +196,7 @@ impl Places {
         }
         let params: [&(dyn ToSql + Sync); 2] = [&schema, &name];
         let rows = self.source.query(include_str!("../../sql/table_place.sql"), &params);
-        let rows = tokio::time::timeout(self.patience, rows).await;
-        let rows = rows.map_err(|_| SourceError::Timeout { what: WHAT, after: self.patience })?;
-        let rows = rows.map_err(|e| SourceError::postgres(WHAT, e))?;
+        let rows = within(WHAT, self.patience, rows).await?.map_err(|e| SourceError::postgres(WHAT, e))?;
         if rows.is_empty() {
             self.gone.insert(table);
         }

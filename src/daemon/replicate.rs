@@ -28,7 +28,7 @@ pub(super) async fn replicate(context: Arc<Context>, stop: CancellationToken) ->
         context.metrics.replication.connected(false);
         context.instance.leader(false);
         context.status.set_connected(false);
-        context.commands.close();
+        context.orders.close();
         if stop.is_cancelled() {
             if let Err(error) = ended.or_else(|e| if e.is_cancelled() { Ok(()) } else { Err(e) }) {
                 warn!(%error, "the stream ended with an error while stopping");
@@ -56,7 +56,7 @@ pub(super) async fn replicate(context: Arc<Context>, stop: CancellationToken) ->
                     error!(error = %ended, %remedy, "the stream has ended; trying again");
                 }
                 Verdict::Retry if ended.is_slot_in_use() => {
-                    context.commands.slot_in_use();
+                    context.orders.slot_in_use();
                     // Whoever holds it tells nobody of the generations that it starts.
                     if let Some(l2) = &context.hierarchy.l2 {
                         l2.distrust();

@@ -1,40 +1,33 @@
 //! One session of the stream: connect, take the slot, claim L2, stream until something ends it.
 
-use std::collections::BTreeSet;
+mod applying;
+mod connect;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pgwire_replication::TlsConfig;
-use pgwire_replication::config::SslMode as WireSslMode;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
 
-use super::commanded::Commands;
-use super::commands::Command;
+use self::applying::apply;
+use self::connect::{Connected, connect};
+use super::commands::Commands;
 use super::error::SessionError;
 use super::pipeline::{Pipeline, Places};
+use super::settings::{batch_limits, bytes, decoder, lookup_limits};
+use super::shapes::Catalog;
 use super::tap::Recorder;
-use super::{Context, STATEMENT_TIMEOUT, bytes, follow, housekeeping, slot};
-use crate::apply::batch::{Assembler, Batch, Limits};
+use super::{Context, housekeeping};
+use crate::apply::batch::Assembler;
 use crate::apply::claim::Position;
-use crate::apply::lookup::{self, Hold, Lookups};
-use crate::apply::reshape::look_without_leading;
-use crate::apply::{Applier, LookUpShape, Start};
-use crate::capture::connect::{Connection, Started};
+use crate::apply::lookup::Lookups;
+use crate::apply::{Applier, Start};
+use crate::capture::CaptureError;
+use crate::capture::connect::Started;
 use crate::capture::stream::{Progress, stream};
-use crate::capture::{self, CaptureError, Output};
-use crate::catalog::{self, Signatures};
-use crate::config::{Config, Plugin};
-use crate::decode::{Decoder, pgoutput, wal2json};
-use crate::entity::{Entity, Resolved};
-use crate::failpoint::{self, Point};
-use crate::gate::Gate;
 use crate::lsn::Lsn;
 use crate::plan::Planner;
-use crate::source::{self, Server, SourceError, SourceUrl, SslMode};
 
 /// Chunks that wait to be decoded, of up to some 256 KiB.
 const CHUNKS: usize = 2;
@@ -74,31 +67,6 @@ impl Session {
     }
 }
 
-/// Looks shapes up for the entities of the configuration.
-pub(super) struct Catalog(pub(super) Config);
-
-impl LookUpShape for Catalog {
-    async fn look_up(&self, source: &Client, entity: &Entity) -> Result<Resolved, SourceError> {
-        let (resolved, _) = catalog::resolve(source, &self.0, &self.0.entities[entity.id]).await?;
-        Ok(resolved)
-    }
-
-    async fn changed(&self, source: &Client, entities: &[Arc<Entity>]) -> Result<Vec<usize>, SourceError> {
-        let signatures = Signatures::prepare(source, &self.0).await?.read(source).await?;
-        Ok(differing(entities, &signatures))
-    }
-}
-
-/// The entities whose signature is not that of the last look.
-pub(super) fn differing(entities: &[Arc<Entity>], signatures: &[u64]) -> Vec<usize> {
-    entities
-        .iter()
-        .zip(signatures)
-        .filter(|(entity, now)| entity.seen() != **now)
-        .map(|(entity, _)| entity.id)
-        .collect()
-}
-
 /// Runs one session.
 ///
 /// # Errors
@@ -110,8 +78,9 @@ pub(super) async fn run(
 ) -> Result<(), SessionError> {
     let config = &context.config;
     // Connecting may take as long as the source likes; making a slot waits for every transaction that runs.
+    let shapes = Catalog::new(config.clone());
     let connected = tokio::select! {
-        connected = connect(session, context) => connected?,
+        connected = connect(session, context, &shapes) => connected?,
         () = stop.cancelled() => return Ok(()),
     };
     let Connected { source, gate, capture, server, source_id, broken, from, started } = connected;
@@ -153,7 +122,7 @@ pub(super) async fn run(
         gate,
         source: source.clone(),
         position,
-        shapes: Catalog(config.clone()),
+        shapes: shapes.clone(),
         lookups: Lookups::new(lookup_limits(config), config.source.clone(), server),
         outage: context.outage.clone(),
         requeries: context.requeries.clone(),
@@ -196,32 +165,27 @@ pub(super) async fn run(
             let decoder = decoder(context.config.source.plugin, entities, numbers_as_text);
             let places = Places::new(source, context.config.source.dead_after);
             let commands = Commands::new(entities.clone(), context.warmer.clone(), context.commanded.clone());
-            let recorder = Recorder::new(context.tap.clone(), entities.clone());
-            let (assembler, metrics) = (Assembler::new(limits(&context)), &context.metrics.replication);
+            let applied = context.hierarchy.watermark.load();
+            let recorder = Recorder::new(context.tap.clone(), entities.clone(), applied);
+            let (assembler, metrics) = (Assembler::new(batch_limits(&context.config)), &context.metrics.replication);
             let pipeline = Pipeline::new(decoder, planner, assembler, (places, commands, recorder), metrics);
             let ended = pipeline.run(chunks, batch_sender, end.clone()).await;
             end.cancel();
             ended
         }
     });
-    let (command_sender, commands) = mpsc::channel(1);
-    context.commands.open(command_sender.clone());
+    let (order_sender, orders) = mpsc::channel(1);
+    context.orders.open(order_sender.clone());
     stages.spawn({
         let (context, end, progress) = (context.clone(), end.clone(), progress.clone());
-        async move {
-            // A query that is not answered must not hold up the end.
-            tokio::select! {
-                ended = housekeeping::run(&context, &source, &progress, command_sender, end.clone()) => ended,
-                () = end.cancelled() => Ok(()),
-            }
-        }
+        async move { housekeeping::run(&context, (&source, &shapes), &progress, order_sender, end).await }
     });
     stages.spawn({
         let (end, given_up) = (end.clone(), abort.clone());
         async move {
             // Given up anywhere, it has confirmed nothing: the next session replays it under a claim of its own.
             let ended = tokio::select! {
-                ended = apply(applier, batches, commands, &progress) => ended,
+                ended = apply(applier, batches, orders, &progress) => ended,
                 () = given_up.cancelled() => Err(crate::apply::ApplyError::Cancelled.into()),
             };
             end.cancel();
@@ -265,211 +229,6 @@ pub(super) async fn run(
     }
 }
 
-/// Everything that a session needs of the source, the slot held.
-struct Connected {
-    source: Arc<Client>,
-    gate: Gate,
-    capture: capture::Config,
-    /// Where the stream comes from, if that tells.
-    server: Option<Server>,
-    source_id: String,
-    /// Why the stream is no continuation, if it is none.
-    broken: Option<&'static str>,
-    /// Where the stream continues.
-    from: Lsn,
-    started: Started,
-}
-
-async fn connect(session: &mut Session, context: &Context) -> Result<Connected, SessionError> {
-    let config = &context.config;
-    let source = Arc::new(source::connect(&config.source, Some(STATEMENT_TIMEOUT)).await?);
-    // The server's own limit on statements does not help where the way to it is silent.
-    let limit = config.source.dead_after;
-    // Whether or not it comes to lead.
-    let catalog = Catalog(config.clone());
-    let look = look_without_leading(&catalog, &source, &context.hierarchy, &context.metrics);
-    within("look at tables", limit, look).await??;
-    let gate = source::connect(&config.source, Some(STATEMENT_TIMEOUT)).await?;
-    let capture = capture_config(context)?;
-    let mut connection = Connection::open(&capture).await?;
-    let system = connection.identify().await?;
-    let server = connection.which_server().await?;
-    for client in [&*source, &gate] {
-        follow::compare(server.as_ref(), source::which_server(client, limit).await?.as_ref())?;
-    }
-    let mut gate = within("prepare the gate", limit, Gate::new(gate, limit)).await??;
-    let incarnation = within("read when statistics began", limit, slot::incarnation(&source)).await??;
-    let (database, slot_name) = (&capture.database, &config.source.slot);
-    let source_id = format!("{}/{}/{database}/{slot_name}/{incarnation}", system.identifier, system.timeline);
-    let elsewhere = session.source_id.as_ref().is_some_and(|before| *before != source_id);
-    if context.followed.is_other(&system) {
-        // Not only with the claim: to make a slot may take long.
-        follow::abandon(context, &source, &system).await?;
-        if let Some(before) = &mut session.source_id {
-            // Should this session fail and the next one come to the server of before: that is another one, too.
-            before.clone_from(&source_id);
-        }
-        // A position of another log.
-        session.stuck_at = None;
-    }
-    context.followed.follow(&system);
-    let mut slot = slot::ensure(&source, &config.source).await?;
-    if let Some(stuck_at) = session.stuck_at
-        && let Some(renewed) = slot::renew(&source, &config.source, &slot, stuck_at).await?
-    {
-        slot = renewed;
-    }
-    session.confirmed = slot.confirmed;
-    if slot.broken.is_some() {
-        gate.outlast().await?;
-    }
-    if let (Some(failover), false) = (slot.failover, slot.active)
-        && failover != config.source.failover_slot
-    {
-        follow::alter(&mut connection, config).await?;
-    }
-    // Within one process more may have been applied than was confirmed; elsewhere LSNs cannot be compared.
-    let broken = slot
-        .broken
-        .or(elsewhere.then_some("the source is another system, timeline or slot than before, or has crashed"));
-    let same = broken.is_none() && session.source_id.is_some();
-    let from = |confirmed: Lsn| if same { confirmed.max(context.hierarchy.watermark.load()) } else { confirmed };
-    failpoint::reached(Point::SlotRead);
-    let started = connection.start(from(slot.confirmed)).await?;
-    // Nobody else can confirm from now on. Until then whoever held the slot may have: also what it applied without L2, so
-    // that L2 would seem to lack nothing. The server streams from there, whatever was asked for.
-    let from = from(slot::confirmed(&source, &config.source).await?);
-    info!(slot = config.source.slot, from = %from, system = system.identifier, timeline = system.timeline, "streaming");
-    Ok(Connected { source, gate, capture, server, source_id, broken, from, started })
-}
-
-async fn within<T>(what: &'static str, after: Duration, work: impl Future<Output = T>) -> Result<T, SessionError> {
-    let done = tokio::time::timeout(after, work).await;
-    done.map_err(|_| SourceError::Timeout { what, after }.into())
-}
-
-/// Applies batches until their sender is gone, and lets capture confirm them.
-async fn apply(
-    mut applier: Applier<Catalog>,
-    mut batches: mpsc::Receiver<Batch>,
-    mut commands: mpsc::Receiver<Command>,
-    progress: &Progress,
-) -> Result<(), SessionError> {
-    loop {
-        let hold = applier.hold();
-        tokio::select! {
-            biased;
-            Some(command) = commands.recv() => match command {
-                Command::Reshape(entity) => applier.reshape(entity).await?,
-                Command::LookAround => applier.look_around().await?,
-                Command::Retire(swept, reply) => {
-                    let done = applier.retire(&swept).await;
-                    // Whoever asked may have gone away.
-                    let _ = reply.send(done.as_ref().copied().map_err(ToString::to_string));
-                    done?;
-                }
-                Command::Resync(entity, reply) => {
-                    let done = applier.resync(entity).await;
-                    // Whoever asked may have gone away.
-                    let _ = reply.send(done.as_ref().copied().map_err(ToString::to_string));
-                    done?;
-                }
-            },
-            connection = applier.l2_returned() => applier.rejoin(connection).await?,
-            batch = batches.recv() => {
-                let Some(batch) = batch else { return Ok(()) };
-                if let Some(lsn) = applier.apply(batch).await? {
-                    progress.apply(lsn);
-                }
-            }
-            // Last: a batch that is there already may be all that it needs.
-            () = wanted(hold) => if let Some(lsn) = applier.go_on(hold).await? {
-                progress.apply(lsn);
-            },
-        }
-    }
-}
-
-/// Waits until a round of lookups wants something.
-async fn wanted(hold: Hold) {
-    match hold {
-        Hold::Never => std::future::pending().await,
-        Hold::Nudge => {}
-        Hold::Until(then) => tokio::time::sleep_until(then.into()).await,
-    }
-}
-
 fn flatten(stage: Result<Result<(), SessionError>, tokio::task::JoinError>) -> Result<(), SessionError> {
     stage.unwrap_or_else(|panic| Err(SessionError::Panicked(panic.to_string())))
-}
-
-fn limits(context: &Context) -> Limits {
-    let apply = &context.config.apply;
-    Limits {
-        max_batch_events: apply.max_batch_events,
-        max_batch_bytes: bytes(apply.max_batch_bytes),
-        max_transaction_bytes: bytes(apply.max_transaction_bytes),
-    }
-}
-
-fn lookup_limits(config: &Config) -> lookup::Limits {
-    let apply = &config.apply;
-    lookup::Limits {
-        max_lookups: apply.max_lookups,
-        max_distance: apply.max_lookup_distance,
-        timeout: apply.lookup_timeout,
-        hold: apply.lookup_hold,
-    }
-}
-
-fn decoder(plugin: Plugin, entities: &[Arc<Entity>], numbers_as_text: bool) -> Decoder {
-    match plugin {
-        Plugin::Pgoutput => Decoder::Pgoutput(pgoutput::Decoder::new()),
-        Plugin::Wal2json => Decoder::Wal2json(Box::new(wal2json::Decoder::new(entities.to_vec(), numbers_as_text))),
-    }
-}
-
-/// What the plugin is asked for.
-fn output(context: &Context) -> Output {
-    let source = &context.config.source;
-    match source.plugin {
-        Plugin::Pgoutput => Output::Pgoutput { publications: source.publication.names().to_vec() },
-        Plugin::Wal2json => {
-            let shapes: Vec<_> = context.hierarchy.entities.iter().map(|entity| entity.shape()).collect();
-            // By name, a partition that is new would be missed; and a list of tables is not followed by anything.
-            let tables = (!shapes.iter().any(|shape| shape.is_partitioned())).then(|| {
-                let entities = &context.hierarchy.entities;
-                let names = entities.iter().flat_map(|e| e.tables()).map(|(s, t)| (s.to_owned(), t.to_owned()));
-                names.collect::<BTreeSet<_>>().into_iter().collect()
-            });
-            Output::Wal2json { tables }
-        }
-    }
-}
-
-fn capture_config(context: &Context) -> Result<capture::Config, SessionError> {
-    let source = &context.config.source;
-    let url = SourceUrl::parse(&source.url).map_err(SourceError::from)?;
-    let (host, port) = url.host();
-    let mode = match url.ssl_mode {
-        SslMode::Disable => WireSslMode::Disable,
-        SslMode::Prefer => WireSslMode::Prefer,
-        SslMode::Require => WireSslMode::Require,
-        SslMode::VerifyCa => WireSslMode::VerifyCa,
-        SslMode::VerifyFull => WireSslMode::VerifyFull,
-    };
-    Ok(capture::Config {
-        host,
-        port,
-        user: url.user().to_owned(),
-        password: url.password().map(|p| String::from_utf8_lossy(p).into_owned()),
-        database: url.dbname().to_owned(),
-        tls: TlsConfig { mode, ca_pem_path: url.ssl_root_cert.clone(), ..TlsConfig::default() },
-        slot: source.slot.clone(),
-        output: output(context),
-        connect_timeout: source.connect_timeout,
-        status_interval: source.status_interval,
-        dead_after: source.dead_after,
-        max_message: bytes(source.max_message),
-    })
 }

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use crate::catalog;
 use crate::config::SourceConfig;
 use crate::lsn::Lsn;
-use crate::source::SourceError;
+use crate::source::{SourceError, within};
 
 /// Where the slot stands.
 pub struct Slot {
@@ -95,10 +95,7 @@ async fn read(source: &Client, config: &SourceConfig) -> Result<Option<Row>, Sou
     const READ: &str = "read the slot";
     let params: [&(dyn ToSql + Sync); 2] = [&config.slot, &config.plugin.as_str()];
     let row = source.query_opt(include_str!("../../sql/slot_position.sql"), &params);
-    // The server's own limit on statements does not help where the way to it is silent.
-    let row = tokio::time::timeout(config.dead_after, row).await;
-    let row = row.map_err(|_| SourceError::Timeout { what: READ, after: config.dead_after })?;
-    row.map_err(|e| SourceError::postgres(READ, e))
+    within(READ, config.dead_after, row).await?.map_err(|e| SourceError::postgres(READ, e))
 }
 
 /// Tells the server's lives apart: it differs after a crash, and not after a restart in order. A crash takes back commits

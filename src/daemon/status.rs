@@ -85,6 +85,18 @@ impl Status {
         *self.slot_health.lock() = health;
     }
 
+    /// That L2 keeps changes from being applied, if it does.
+    pub(super) fn held_up(&self) -> Option<String> {
+        let seconds = self.outage.get()?.holds_up()?.as_secs();
+        let until = "nothing is applied until it is back, or l2.max_backlog_age or l2.max_backlog is exceeded";
+        Some(format!("Redis (l2.url) has not answered for {seconds} s: {until}"))
+    }
+
+    /// What ended the last session, or holds up this one.
+    fn problem(&self) -> Option<String> {
+        self.held_up().or_else(|| self.problem.lock().clone())
+    }
+
     /// What ended the last session, while there is no new one.
     pub(super) fn set_problem(&self, problem: Option<String>) {
         *self.problem.lock() = problem;
@@ -107,8 +119,8 @@ impl Health for Status {
             }
             Some(_) => {}
         }
-        if let (false, Some(problem)) = (reasons.is_empty(), &*self.problem.lock()) {
-            reasons.push(problem.clone());
+        if let (false, Some(problem)) = (reasons.is_empty(), self.problem()) {
+            reasons.push(problem);
         }
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
     }
@@ -154,7 +166,7 @@ impl Health for Status {
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": self.started.elapsed().as_secs(),
             "ready": self.ready().is_ok(),
-            "problem": *self.problem.lock(),
+            "problem": self.problem(),
             "applied_lsn": applied,
             "lag_seconds": lag,
             "replication": {

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::Context;
-use crate::cache::sweep::Due;
+use crate::cache::sweep::ToSweep;
 
 /// How often it is looked whether patterns are due, where nothing says so: the watermark has come to them, or L2 is back.
 const POLL: Duration = Duration::from_secs(1);
@@ -22,9 +22,11 @@ pub(super) async fn run(context: &Context, stop: &CancellationToken) {
             let _ = tokio::time::timeout(POLL, voids.added()).await;
             if voids.active() > 0 {
                 tokio::time::sleep(GATHER).await;
+                // A walk may take long.
+                context.sweeps.active(voids.active());
                 let due = context.hierarchy.due();
                 // Whoever does not lead cannot take a pattern off L2's fence.
-                if !due.is_empty() && context.commands.is_open() {
+                if !due.is_empty() && context.orders.is_open() {
                     sweep(context, due).await;
                 }
             }
@@ -36,16 +38,17 @@ pub(super) async fn run(context: &Context, stop: &CancellationToken) {
     }
 }
 
-async fn sweep(context: &Context, due: Vec<Due>) {
+async fn sweep(context: &Context, due: Vec<ToSweep>) {
     let began = Instant::now();
     let rate = context.config.l2.as_ref().map_or(u32::MAX, |l2| l2.sweep_rate);
-    let swept = match context.hierarchy.sweep(&due, rate).await {
-        Ok(swept) => swept,
+    let patterns: usize = due.iter().map(|due| due.patterns.len()).sum();
+    let sweep = match context.hierarchy.sweep(due, rate).await {
+        Ok(sweep) => sweep,
         Err(error) => return debug!(%error, "sweep what patterns have voided: later"),
     };
+    let swept = sweep.removed;
     context.sweeps.swept(swept.l1, swept.l2);
-    let patterns: usize = due.iter().map(|due| due.patterns.len()).sum();
-    match context.commands.retire(due).await {
+    match context.orders.retire(sweep).await {
         Ok(()) => info!(
             patterns,
             from_l2 = swept.l2,

@@ -1,33 +1,35 @@
 //! The tap: what comes through the stream and what it does to entries, for whoever watches.
 //!
 //! Nothing is recorded while nobody watches. What is recorded waits in a ring of bounded size: whoever watches too slowly
-//! is told how much was missed. A transaction is shown once it is applied.
+//! is told how much was missed. A transaction is shown once it is applied, and once only: what comes again in another
+//! session of the stream is not recorded again.
+
+mod recorder;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::fmt;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+pub(super) use self::recorder::Recorder;
 use crate::cache::watermark::Watermark;
-use crate::change::{Change, Relation};
-use crate::entity::Entity;
 use crate::lsn::Lsn;
-use crate::plan::{Cause, Effect};
-use crate::void::Void;
 
 /// Events that wait, at most, and their bytes.
 const MAX_EVENTS: usize = 10_000;
 const MAX_BYTES: usize = 8 << 20;
-/// Events of one transaction that are recorded; of the rest only how many they were.
-const MAX_OF_TRANSACTION: usize = 1000;
 /// Events of one answer.
 const MAX_OF_ANSWER: usize = 1000;
+/// Events that are looked at without letting go of the ring, which the stream waits for.
+const MAX_LOOKED_AT: usize = 1000;
 /// How long a question without an answer waits.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long after a question more is recorded.
@@ -45,32 +47,116 @@ pub(super) struct Tap {
 /// The newest events.
 #[derive(Default)]
 struct Ring {
+    /// Tells it from those of other processes, and from that of before if its numbers begin anew.
+    id: u32,
     /// The number of the first that is kept.
     first: u64,
     events: VecDeque<Recorded>,
     bytes: usize,
+    /// Events up to here may have been shown.
+    shown: Lsn,
 }
 
 /// An event of a transaction that has ended at `lsn`.
 struct Recorded {
     lsn: Lsn,
-    entities: Vec<usize>,
+    concerns: Concerns,
     json: Box<RawValue>,
+}
+
+/// Which entities an event concerns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Concerns {
+    /// Any, maybe: a tag is of whichever entity bears it.
+    All,
+    /// These, in order.
+    Some(Box<[usize]>),
+}
+
+/// The place of an event: in which ring, and its number there. For clients it is a text without meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    ring: u32,
+    number: u64,
 }
 
 /// What a question is answered with.
 #[derive(Debug, Serialize)]
 pub(super) struct Answer {
-    /// The number of the event to ask for next.
-    next: u64,
+    /// The event to ask for next.
+    next: Place,
     /// Events that were recorded and are not kept any more.
     missed: u64,
+    /// Whether the place that was asked for is none of this ring, so that nobody knows how much was missed.
+    restarted: bool,
     events: Vec<Box<RawValue>>,
+}
+
+/// What is to be waited for before looking again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// Nothing: there is more to look at.
+    Look,
+    /// More events.
+    Arrival,
+    /// That everything up to here is applied.
+    Applied(Lsn),
+}
+
+impl Concerns {
+    fn concerns(&self, entity: usize) -> bool {
+        match self {
+            Concerns::All => true,
+            Concerns::Some(entities) => entities.binary_search(&entity).is_ok(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Concerns::All => 0,
+            Concerns::Some(entities) => size_of_val(&**entities),
+        }
+    }
+}
+
+impl Recorded {
+    fn bytes(&self) -> usize {
+        self.json.get().len() + self.concerns.bytes()
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}-{}", self.ring, self.number)
+    }
+}
+
+impl FromStr for Place {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (ring, number) = text.split_once('-').ok_or(())?;
+        Ok(Place { ring: u32::from_str_radix(ring, 16).map_err(drop)?, number: number.parse().map_err(drop)? })
+    }
+}
+
+impl Serialize for Place {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Ring {
+    /// The place of the next event that arrives.
+    fn end(&self) -> Place {
+        Place { ring: self.id, number: self.first + self.events.len() as u64 }
+    }
 }
 
 impl Default for Tap {
     fn default() -> Self {
-        Tap { origin: Instant::now(), watched_until: AtomicU64::new(0), ring: Mutex::default(), arrived: Notify::new() }
+        let ring = Mutex::new(Ring { id: rand::random(), ..Ring::default() });
+        Tap { origin: Instant::now(), watched_until: AtomicU64::new(0), ring, arrived: Notify::new() }
     }
 }
 
@@ -83,11 +169,11 @@ impl Tap {
     fn push(&self, events: impl Iterator<Item = Recorded>) {
         let mut ring = self.ring.lock();
         for event in events {
-            ring.bytes += event.json.get().len();
+            ring.bytes += event.bytes();
             ring.events.push_back(event);
             while ring.events.len() > MAX_EVENTS || ring.bytes > MAX_BYTES {
                 let Some(oldest) = ring.events.pop_front() else { break };
-                ring.bytes -= oldest.json.get().len();
+                ring.bytes -= oldest.bytes();
                 ring.first += 1;
             }
         }
@@ -95,161 +181,70 @@ impl Tap {
         self.arrived.notify_waiters();
     }
 
-    /// What is not applied yet comes again, in another session.
-    fn clear(&self) {
+    /// Forgets what is not applied: it comes again, in another session. Nobody has seen it, so its numbers are given again.
+    fn rewind(&self, applied: Lsn) {
         let mut ring = self.ring.lock();
-        ring.first += ring.events.len() as u64;
-        ring.events.clear();
-        ring.bytes = 0;
+        if applied < ring.shown {
+            // LSNs start over.
+            *ring = Ring { id: rand::random(), ..Ring::default() };
+            return;
+        }
+        // They are in the order of their transactions' ends.
+        let kept = ring.events.partition_point(|event| event.lsn <= applied);
+        let forgotten: usize = ring.events.drain(kept..).map(|event| event.bytes()).sum();
+        ring.bytes -= forgotten;
     }
 
-    /// Events from number `from` on, or from now on, that are applied; of one entity or of all. Waits for some.
-    pub(super) async fn ask(&self, from: Option<u64>, entity: Option<usize>, watermark: &Watermark) -> Answer {
+    /// Events from a place on, or from now on, that are applied; of one entity or of all. Waits for some.
+    pub(super) async fn ask(&self, from: Option<Place>, entity: Option<usize>, watermark: &Watermark) -> Answer {
         let watched = self.origin.elapsed() + PATIENCE + WATCHED;
         self.watched_until.fetch_max(watched.as_millis() as u64, Ordering::Relaxed);
         let end = Instant::now() + PATIENCE;
-        let from = from.unwrap_or_else(|| {
-            let ring = self.ring.lock();
-            ring.first + ring.events.len() as u64
-        });
+        let mut from = from.unwrap_or_else(|| self.ring.lock().end());
         loop {
             // Before looking: what arrives in between is not missed.
             let arrived = self.arrived.notified();
-            let (answer, unapplied) = self.look(from, entity, watermark.load());
+            let (answer, then) = self.look(from, entity, watermark.load());
             let left = end.saturating_duration_since(Instant::now());
-            if !answer.events.is_empty() || answer.missed > 0 || left.is_zero() {
+            if !answer.events.is_empty() || answer.missed > 0 || answer.restarted || left.is_zero() {
                 return answer;
             }
-            match unapplied {
-                Some(lsn) => drop(watermark.reached(lsn, left).await),
-                None => drop(tokio::time::timeout(left, arrived).await),
+            // What does not concern the entity is not looked at again, and may go.
+            from = answer.next;
+            match then {
+                Then::Look => {}
+                Then::Applied(lsn) => drop(watermark.reached(lsn, left).await),
+                Then::Arrival => drop(tokio::time::timeout(left, arrived).await),
             }
         }
     }
 
-    /// What there is now, and where the first transaction ends that is not applied yet.
-    fn look(&self, from: u64, entity: Option<usize>, applied: Lsn) -> (Answer, Option<Lsn>) {
-        let ring = self.ring.lock();
-        // A number that was not given yet is of before a restart.
-        let from = from.min(ring.first + ring.events.len() as u64);
-        let missed = ring.first.saturating_sub(from);
-        let mut answer = Answer { next: from.max(ring.first), missed, events: Vec::new() };
-        for event in ring.events.iter().skip((answer.next - ring.first) as usize) {
+    /// What there is now, as far as it is looked at, and what to wait for.
+    fn look(&self, from: Place, entity: Option<usize>, applied: Lsn) -> (Answer, Then) {
+        let mut ring = self.ring.lock();
+        ring.shown = ring.shown.max(applied);
+        let restarted = from.ring != ring.id;
+        // A number that was not given yet is made up.
+        let from = if restarted { ring.first } else { from.number.min(ring.end().number) };
+        let mut next = from.max(ring.first);
+        let mut answer = Answer { next: ring.end(), missed: next - from, restarted, events: Vec::new() };
+        let mut then = Then::Arrival;
+        let waiting = ring.events.iter().skip((next - ring.first) as usize);
+        for (i, event) in waiting.enumerate() {
             if event.lsn > applied {
-                return (answer, Some(event.lsn));
-            }
-            if answer.events.len() == MAX_OF_ANSWER {
+                then = Then::Applied(event.lsn);
                 break;
             }
-            answer.next += 1;
-            if entity.is_none_or(|id| event.entities.contains(&id)) {
+            if i == MAX_LOOKED_AT || answer.events.len() == MAX_OF_ANSWER {
+                then = Then::Look;
+                break;
+            }
+            next += 1;
+            if entity.is_none_or(|id| event.concerns.concerns(id)) {
                 answer.events.push(event.json.clone());
             }
         }
-        (answer, None)
-    }
-}
-
-/// Records one session's stream.
-pub(super) struct Recorder {
-    tap: Arc<Tap>,
-    entities: Vec<Arc<Entity>>,
-    xid: u32,
-    commit_micros: i64,
-    /// Of the transaction that is open.
-    events: Vec<(Vec<usize>, Value)>,
-    left_out: u64,
-}
-
-impl Recorder {
-    pub(super) fn new(tap: Arc<Tap>, entities: Vec<Arc<Entity>>) -> Self {
-        tap.clear();
-        Recorder { tap, entities, xid: 0, commit_micros: 0, events: Vec::new(), left_out: 0 }
-    }
-
-    /// A transaction begins.
-    pub(super) fn begin(&mut self, xid: u32, commit_micros: i64) {
-        (self.xid, self.commit_micros) = (xid, commit_micros);
-        self.events.clear();
-        self.left_out = 0;
-    }
-
-    /// A row change of the transaction that is open, and what it does.
-    pub(super) fn change(&mut self, change: &Change<'_>, effects: &[Effect]) {
-        let (op, tables) = match change {
-            Change::Insert { relation, .. } => ("insert", std::slice::from_ref(relation)),
-            Change::Update { relation, .. } => ("update", std::slice::from_ref(relation)),
-            Change::Delete { relation, .. } => ("delete", std::slice::from_ref(relation)),
-            Change::Truncate { relations } => ("truncate", &relations[..]),
-            Change::Untold { relation } => ("untold", std::slice::from_ref(relation)),
-        };
-        self.record(op, tables, effects);
-    }
-
-    /// An event of the transaction that is open, and what it does.
-    pub(super) fn record(&mut self, op: &str, tables: &[Arc<Relation>], effects: &[Effect]) {
-        if !self.tap.is_watched() || effects.is_empty() {
-            return;
-        }
-        if self.events.len() == MAX_OF_TRANSACTION {
-            self.left_out += 1;
-            return;
-        }
-        let told: Vec<(usize, Value)> = effects.iter().map(|effect| self.tell(effect)).collect();
-        let (ids, told): (Vec<usize>, Vec<Value>) = told.into_iter().unzip();
-        let tables: Vec<String> = tables.iter().map(|table| format!("{}.{}", table.schema, table.name)).collect();
-        self.events.push((ids, json!({ "op": op, "tables": tables, "effects": told })));
-    }
-
-    /// The transaction that is open ends.
-    pub(super) fn commit(&mut self, end_lsn: Lsn) {
-        if self.events.is_empty() {
-            return;
-        }
-        let micros = u64::try_from(self.commit_micros).unwrap_or_default();
-        let time = SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
-        let time = humantime::format_rfc3339_micros(time).to_string();
-        if self.left_out > 0 {
-            let all = (0..self.entities.len()).collect();
-            self.events.push((all, json!({ "op": "more", "tables": [], "effects": [], "left_out": self.left_out })));
-        }
-        let (xid, lsn) = (self.xid, end_lsn.to_string());
-        let recorded = self.events.drain(..).filter_map(|(entities, mut event)| {
-            event["lsn"] = lsn.as_str().into();
-            event["xid"] = xid.into();
-            event["commit_time"] = time.as_str().into();
-            let json = RawValue::from_string(event.to_string()).ok()?;
-            Some(Recorded { lsn: end_lsn, entities, json })
-        });
-        self.tap.push(recorded);
-    }
-
-    /// The entity that an effect is on, and what it is.
-    fn tell(&self, effect: &Effect) -> (usize, Value) {
-        let (entity, kind, key, cause) = match effect {
-            Effect::Put { entity, key, .. } => (*entity, "put", Some(key), None),
-            Effect::Merge { entity, key, .. } => (*entity, "merge", Some(key), None),
-            Effect::Delete { entity, key, cause } => (*entity, "drop", Some(key), Some(*cause)),
-            Effect::Lookup { entity, .. } => (*entity, "lookup", None, None),
-            Effect::Raise { entity } => (*entity, "drop-all", None, None),
-            Effect::Discard { entity, cause } => (*entity, "drop-all", None, Some(*cause)),
-            Effect::Reshape { entity } => (*entity, "look-up-shape", None, None),
-            Effect::Moved { entity } => (*entity, "drop-all", None, Some(Cause::Shape)),
-            Effect::Void(Void::Entity { entity }) => (*entity, "drop-all", None, Some(Cause::Command)),
-            Effect::Void(Void::Pattern { entity, glob }) => {
-                let name = &self.entities[*entity].name;
-                return (*entity, json!({ "entity": name, "key": glob.text(), "effect": "void-pattern" }));
-            }
-            // Of whichever entity bears it.
-            Effect::Void(Void::Tag(_)) => return (usize::MAX, json!({ "effect": "void-tag" })),
-            Effect::LookAround => return (usize::MAX, json!({ "effect": "look-up-shape" })),
-        };
-        let of = &self.entities[entity];
-        let key = key.map(|key| {
-            let key = String::from_utf8_lossy(key);
-            key.strip_prefix(of.redis_prefix.as_str()).unwrap_or(&key).to_owned()
-        });
-        let cause = cause.map(|cause| format!("{cause:?}").to_lowercase());
-        (entity, json!({ "entity": of.name, "key": key, "effect": kind, "cause": cause }))
+        answer.next.number = next;
+        (answer, then)
     }
 }

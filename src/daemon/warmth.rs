@@ -12,18 +12,18 @@ use crate::entity::Entity;
 use crate::metrics::WarmMetrics;
 use crate::serve::admin::{Refusal, Warm};
 use crate::warm::keys::Keys;
-use crate::warm::{Parts, Progress, Refused, Standing, Walk, Warming};
+use crate::warm::{Leadership, Parts, Progress, Refused, Walk, Warming};
 
 /// What warming sees of the daemon.
 pub(super) struct Leading(Arc<Context>);
 
-impl Standing for Leading {
+impl Leadership for Leading {
     fn leads(&self) -> bool {
-        self.0.commands.is_open()
+        self.0.orders.is_open()
     }
 
     fn is_superseded(&self) -> bool {
-        self.0.commands.is_superseded()
+        self.0.orders.is_superseded()
     }
 }
 

@@ -14,7 +14,7 @@ use tracing::{debug, error, info, warn};
 
 use super::Context;
 use crate::metrics::SlotStatus;
-use crate::source::{self, SourceError};
+use crate::source::{self, SourceError, within};
 
 /// The first pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -79,9 +79,7 @@ async fn observe(context: &Context, last: &mut SlotStatus) -> Result<(), SourceE
         const WHAT: &str = "read the health of the slot";
         let params: [&(dyn ToSql + Sync); 1] = [&config.slot];
         let row = client.query_opt(include_str!("../../sql/slot_health.sql"), &params);
-        let row = tokio::time::timeout(config.dead_after, row).await;
-        let row = row.map_err(|_| SourceError::Timeout { what: WHAT, after: config.dead_after })?;
-        let row = row.map_err(|e| SourceError::postgres(WHAT, e))?;
+        let row = within(WHAT, config.dead_after, row).await?.map_err(|e| SourceError::postgres(WHAT, e))?;
         let health = match row {
             None => Health { status: SlotStatus::Missing, retained: None, safe: None, invalidated: None },
             Some(row) => Health {

@@ -12,7 +12,7 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
 /// Something done to the messages of a stream.
 #[derive(Debug, Clone)]
-pub(super) enum Edit {
+pub(crate) enum Edit {
     /// One bit is another.
     Flip(Index, Index, u8),
     /// One byte is another.
@@ -36,7 +36,7 @@ pub(super) enum Edit {
 }
 
 /// Edits; `words` are what the format has a meaning for.
-pub(super) fn edits(words: &'static [&'static [u8]]) -> impl Strategy<Value = Vec<Edit>> {
+pub(crate) fn edits(words: &'static [&'static [u8]]) -> impl Strategy<Value = Vec<Edit>> {
     let index = any::<Index>;
     let byte = || prop_oneof![any::<u8>(), proptest::sample::select(b"\0\x01\x7f\x80\xff\"\\{}()[],:".to_vec())];
     let length = proptest::sample::select(vec![-1, 0, 1, 2, 255, 256, 0x7FFF, 0x8000, 0xFFFF, i32::MAX, i32::MIN]);
@@ -59,7 +59,7 @@ pub(super) fn edits(words: &'static [&'static [u8]]) -> impl Strategy<Value = Ve
 }
 
 /// The messages with the edits done to them.
-pub(super) fn edited(mut stream: Vec<Vec<u8>>, edits: &[Edit]) -> Vec<Vec<u8>> {
+pub(crate) fn edited(mut stream: Vec<Vec<u8>>, edits: &[Edit]) -> Vec<Vec<u8>> {
     for edit in edits {
         if stream.is_empty() {
             return stream;
@@ -123,7 +123,7 @@ pub(super) fn edited(mut stream: Vec<Vec<u8>>, edits: &[Edit]) -> Vec<Vec<u8>> {
 /// leaves no trace: another one that never saw it gives the same events.
 ///
 /// `decode` gives the events in words, or the error's offset.
-pub(super) fn refused_leave_no_trace<D>(
+pub(crate) fn refused_leave_no_trace<D>(
     new: impl Fn() -> D,
     mut decode: impl FnMut(&mut D, &[u8]) -> Result<String, usize>,
     stream: &[Vec<u8>],
@@ -139,7 +139,7 @@ pub(super) fn refused_leave_no_trace<D>(
 }
 
 /// Tries a property on cases of a strategy, as the module says.
-pub(super) fn explore<S: Strategy>(name: &str, strategy: &S, property: impl Fn(S::Value) -> Result<(), TestCaseError>) {
+pub(crate) fn explore<S: Strategy>(name: &str, strategy: &S, property: impl Fn(S::Value) -> Result<(), TestCaseError>) {
     let seconds = std::env::var("WALCACHE_FUZZ_SECONDS").map_or(0, |text| text.parse().unwrap());
     let (began, executions) = (Instant::now(), Cell::new(0u64));
     loop {

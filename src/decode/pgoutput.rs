@@ -15,7 +15,7 @@ use reader::Reader;
 
 mod reader;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
 
 /// Microseconds from the Unix epoch to that of Postgres, 2000-01-01.
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;

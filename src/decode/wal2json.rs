@@ -7,22 +7,25 @@
 //!
 //! [`Shape::tables`]: crate::entity::Shape
 
+mod change;
+mod json;
+mod row;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod time;
+mod transaction;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::change::{Change, Event, Message, OldTuple};
+use self::json::Reader;
+use self::row::{Listed, Table, Text};
+use self::tables::{Place, table_key};
+use crate::change::{Change, Event};
 use crate::decode::{DecodeError, Problem};
 use crate::entity::Entity;
-use crate::lsn::Lsn;
-use json::{Reader, Scalar};
-use row::{Listed, Table, Text, Told};
-
-mod json;
-mod row;
-#[cfg(test)]
-mod tests;
-mod time;
 
 /// Room that is kept for the next message.
 const KEPT_SCRATCH: usize = 1 << 20;
@@ -40,12 +43,6 @@ pub struct Decoder {
     scratch: Vec<u8>,
     new: Vec<Listed>,
     old: Vec<Listed>,
-}
-
-#[derive(Debug)]
-enum Place {
-    Ours(Box<Table>),
-    Elsewhere,
 }
 
 /// A problem and its offset, while the kind of message is not yet named.
@@ -68,11 +65,6 @@ impl Decoder {
         };
         decoder.look_up_tables();
         decoder
-    }
-
-    /// Takes note that a table is no entity's: see [`Event::Unplaced`].
-    pub fn set_elsewhere(&mut self, schema: &str, name: &str) {
-        self.tables.entry(table_key(schema, name)).or_insert(Place::Elsewhere);
     }
 
     /// Decodes one message (the payload of an XLogData message) and hands on the events that it makes.
@@ -184,230 +176,6 @@ impl Decoder {
             tag => Err((Problem::UnknownTag(tag), TAG)),
         }
     }
-
-    fn begin(&mut self, mut reader: Reader<'_>, each: Each<'_>) -> Result<(), Located> {
-        if self.in_transaction {
-            return Err((Problem::TransactionOpen, 0));
-        }
-        let (mut xid, mut commit_lsn, mut commit_micros) = (None, None, None);
-        let mut first = false;
-        while let Some(field) = reader.field(&mut first)? {
-            let at = reader.offset();
-            match field {
-                b"xid" => {
-                    let number = u32::try_from(row::integer(&mut reader)?);
-                    xid = Some(number.map_err(|_| (Problem::Syntax("a transaction id"), at))?);
-                }
-                b"timestamp" => {
-                    let micros = time::unix_micros(reader.quoted()?.raw);
-                    commit_micros = Some(micros.ok_or((Problem::CommitTime, at))?);
-                }
-                // Where the commit record begins; "nextlsn" is where it ends, as the commit says again.
-                b"lsn" => commit_lsn = Some(lsn(&mut reader)?),
-                _ => reader.skip()?,
-            }
-        }
-        reader.end()?;
-        let at = reader.offset();
-        let missing = |name| (Problem::MissingField(name), at);
-        let xid = xid.ok_or_else(|| missing("xid"))?;
-        let commit_lsn = commit_lsn.ok_or_else(|| missing("lsn"))?;
-        let commit_micros = commit_micros.ok_or_else(|| missing("timestamp"))?;
-        self.in_transaction = true;
-        each(Event::Begin { xid, commit_lsn, commit_micros });
-        Ok(())
-    }
-
-    fn commit(&mut self, mut reader: Reader<'_>, each: Each<'_>) -> Result<(), Located> {
-        self.demand_transaction()?;
-        let mut end_lsn = None;
-        let mut first = false;
-        while let Some(field) = reader.field(&mut first)? {
-            match field {
-                b"nextlsn" => end_lsn = Some(lsn(&mut reader)?),
-                _ => reader.skip()?,
-            }
-        }
-        reader.end()?;
-        let end_lsn = end_lsn.ok_or((Problem::MissingField("nextlsn"), reader.offset()))?;
-        self.in_transaction = false;
-        each(Event::Commit { end_lsn });
-        Ok(())
-    }
-
-    fn logical_message(&mut self, mut reader: Reader<'_>, message: &[u8], each: Each<'_>) -> Result<(), Located> {
-        let (mut transactional, mut prefix, mut content) = (None, None, None);
-        let mut first = false;
-        while let Some(field) = reader.field(&mut first)? {
-            let at = reader.offset();
-            match field {
-                b"transactional" => {
-                    transactional = Some(match reader.scalar()? {
-                        Scalar::True => true,
-                        Scalar::False => false,
-                        _ => return Err((Problem::Syntax("true or false"), at)),
-                    });
-                }
-                b"prefix" => prefix = Some(Text::of(reader.quoted()?, &mut self.scratch)?),
-                b"content" => content = Some(Text::of(reader.quoted()?, &mut self.scratch)?),
-                _ => reader.skip()?,
-            }
-        }
-        reader.end()?;
-        let at = reader.offset();
-        let missing = |name| (Problem::MissingField(name), at);
-        let transactional = transactional.ok_or_else(|| missing("transactional"))?;
-        if transactional {
-            self.demand_transaction()?;
-        }
-        let prefix = prefix.ok_or_else(|| missing("prefix"))?;
-        let prefix =
-            std::str::from_utf8(prefix.bytes(message, &self.scratch)).map_err(|_| (Problem::InvalidUtf8, at))?;
-        let content = content.ok_or_else(|| missing("content"))?;
-        let content = content.bytes(message, &self.scratch);
-        each(Event::Message(Message { transactional, prefix, content }));
-        Ok(())
-    }
-
-    /// A row's change, or a table that was emptied: a message for each of several.
-    fn change(&mut self, action: u8, mut reader: Reader<'_>, message: &[u8], each: Each<'_>) -> Result<(), Located> {
-        self.demand_transaction()?;
-        let (mut has_new, mut has_old) = (false, false);
-        let (mut has_schema, mut has_table) = (false, false);
-        self.name.clear();
-        let mut first = false;
-        while let Some(field) = reader.field(&mut first)? {
-            match field {
-                b"schema" if !has_schema => {
-                    json::unescape(reader.quoted()?, &mut self.name)?;
-                    self.name.push(0);
-                    has_schema = true;
-                }
-                b"table" if has_schema && !has_table => {
-                    json::unescape(reader.quoted()?, &mut self.name)?;
-                    has_table = true;
-                    // Of another table it is not needed what else the message says.
-                    if !self.is_ours(reader.offset(), each)? {
-                        return Ok(());
-                    }
-                }
-                b"columns" => {
-                    has_new = true;
-                    row::read(&mut reader, self.numbers_as_text, &mut self.scratch, &mut self.new)?;
-                }
-                b"identity" => {
-                    has_old = true;
-                    row::read(&mut reader, self.numbers_as_text, &mut self.scratch, &mut self.old)?;
-                }
-                _ => reader.skip()?,
-            }
-        }
-        reader.end()?;
-        let at = reader.offset();
-        let Some(Place::Ours(table)) = self.tables.get_mut(&self.name).filter(|_| has_table) else {
-            return Err((Problem::MissingField("table"), at));
-        };
-        if action == b'T' {
-            announce(table, each);
-            each(Event::Change(Change::Truncate { relations: vec![table.relation.clone()] }));
-            return Ok(());
-        }
-        if !has_new && action != b'D' {
-            return Err((Problem::MissingField("columns"), at));
-        }
-        let told = Told {
-            message,
-            scratch: &self.scratch,
-            new: (action != b'D').then_some(&self.new[..]),
-            old: (action != b'I' && has_old).then_some(&self.old[..]),
-            is_update: action == b'U',
-        };
-        let tuples = match table.known(told) {
-            Some(tuples) => {
-                announce(table, each);
-                table.stranger = None;
-                if tuples.leave_out() {
-                    // Unchanged, or of a column that was dropped: the catalog tells, before anything is made of it.
-                    each(Event::Relation(tuples.relation.clone()));
-                }
-                tuples
-            }
-            None => {
-                let tuples = table.strange(told)?;
-                if table.stranger.is_none() {
-                    each(Event::Relation(tuples.relation.clone()));
-                }
-                table.stranger = Some(tuples.relation.clone());
-                tuples
-            }
-        };
-        let relation = tuples.relation;
-        let old = match tuples.old {
-            None => OldTuple::None,
-            Some((tuple, true)) => OldTuple::Full(tuple),
-            Some((tuple, false)) => OldTuple::Key(tuple),
-        };
-        each(Event::Change(match (action, tuples.new) {
-            (b'I', Some(new)) => Change::Insert { relation, new },
-            (b'U', Some(new)) => Change::Update { relation, old, new },
-            _ if old == OldTuple::None => Change::Untold { relation },
-            _ => Change::Delete { relation, old },
-        }));
-        Ok(())
-    }
-
-    /// Whether the table that was just named is an entity's; says so where it is not, or not known.
-    fn is_ours(&mut self, at: usize, each: Each<'_>) -> Result<bool, Located> {
-        if matches!(self.tables.get(&self.name), Some(Place::Ours(table)) if table.is_outdated()) {
-            self.look_up_tables();
-        }
-        match self.tables.get(&self.name) {
-            Some(Place::Ours(_)) => return Ok(true),
-            Some(Place::Elsewhere) => each(Event::Elsewhere),
-            None => {
-                let names = std::str::from_utf8(&self.name).map_err(|_| (Problem::InvalidUtf8, at))?;
-                let (schema, name) = names.split_once('\0').unwrap_or_default();
-                each(Event::Unplaced { schema, name });
-            }
-        }
-        Ok(false)
-    }
-
-    fn demand_transaction(&self) -> Result<(), Located> {
-        if self.in_transaction { Ok(()) } else { Err((Problem::NoTransaction, 0)) }
-    }
-
-    fn look_up_tables(&mut self) {
-        let before = std::mem::take(&mut self.tables);
-        for entity in &self.entities {
-            // Before the shape: see `Entity::reshape`.
-            let generation = entity.generation();
-            let shape = entity.shape();
-            for tables in shape.streamed() {
-                let Some(root) = tables.first() else { continue };
-                let relation = Table::relation(root);
-                let key = table_key(&root.schema, &root.name);
-                let same = |place: &Place| match place {
-                    Place::Ours(table) if *table.relation == relation => {
-                        Some((table.relation.clone(), table.announced.clone()))
-                    }
-                    _ => None,
-                };
-                let known = self.tables.get(&key).or_else(|| before.get(&key)).and_then(same);
-                let (relation, announced) = known.unwrap_or_else(|| (Arc::new(relation), Arc::default()));
-                for facts in tables {
-                    let of = (entity.clone(), generation);
-                    let table = Table::new(facts.clone(), relation.clone(), announced.clone(), of);
-                    self.tables.insert(table_key(&facts.schema, &facts.name), Place::Ours(Box::new(table)));
-                }
-            }
-        }
-        for (key, place) in before {
-            if matches!(place, Place::Elsewhere) {
-                self.tables.entry(key).or_insert(place);
-            }
-        }
-    }
 }
 
 /// Where a message says what it is, in bytes from its beginning.
@@ -431,16 +199,6 @@ fn announce(table: &Table, each: Each<'_>) {
     if !table.announced.swap(true, Ordering::Relaxed) {
         each(Event::Relation(table.relation.clone()));
     }
-}
-
-fn table_key(schema: &str, name: &str) -> Vec<u8> {
-    [schema.as_bytes(), b"\0", name.as_bytes()].concat()
-}
-
-fn lsn(reader: &mut Reader<'_>) -> Result<Lsn, Located> {
-    let at = reader.offset();
-    let text = std::str::from_utf8(reader.quoted()?.raw).ok();
-    text.and_then(|text| text.parse().ok()).ok_or((Problem::Syntax("an LSN"), at))
 }
 
 /// What errors call a message.

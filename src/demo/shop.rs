@@ -79,7 +79,7 @@ impl Table {
     /// # Errors
     /// If Postgres refuses.
     pub async fn rows(self, client: &Client) -> Result<HashMap<String, String>, tokio_postgres::Error> {
-        let sql = format!("SELECT {}, row_to_json(t)::text FROM {} AS t", self.key_sql(), self.name());
+        let sql = format!("SELECT {}, row_to_json(t.*)::text FROM {} AS t", self.key_sql(), self.name());
         Ok(client.query(&sql, &[]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 }

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 
 use super::DryRunError;
+use super::trial::Trial;
 use crate::change::{Change, Datum, OldTuple, Relation, RelationColumn, ReplicaIdentity, Tuple};
 use crate::config::TableName;
 use crate::sql::quote_ident;
@@ -24,20 +25,16 @@ pub(super) struct Changed {
 /// A table.
 pub(super) struct Table {
     pub(super) relation: Arc<Relation>,
-    /// The positions of its primary key's columns.
+    /// The positions of its primary key's columns, in the key's order.
     key: Vec<usize>,
-}
-
-/// What the database says of an error.
-pub(super) fn said(error: &tokio_postgres::Error) -> String {
-    error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned())
+    /// The type of each column for casts in SQL.
+    casts: Vec<String>,
 }
 
 impl Table {
-    pub(super) async fn read(client: &Client, name: &TableName) -> Result<Table, DryRunError> {
-        let refused = |error: tokio_postgres::Error| DryRunError::Refused(said(&error));
+    pub(super) async fn read(trial: &Trial<'_>, name: &TableName) -> Result<Table, DryRunError> {
         let sql = include_str!("../../sql/relation.sql");
-        let rows = client.query(sql, &[&name.schema, &name.name]).await.map_err(refused)?;
+        let rows = trial.query(sql, &[&name.schema, &name.name]).await?;
         let Some(first) = rows.first() else {
             return Err(DryRunError::Table(format!("there is no table {name}, or it has no columns")));
         };
@@ -60,8 +57,12 @@ impl Table {
             identity,
             columns: columns.collect(),
         };
-        let key = rows.iter().enumerate().filter(|(_, row)| row.get("in_key")).map(|(i, _)| i).collect();
-        Ok(Table { relation: Arc::new(relation), key })
+        let place = |(i, row): (usize, &tokio_postgres::Row)| Some((row.get::<_, Option<i32>>("key_position")?, i));
+        let mut key: Vec<(i32, usize)> = rows.iter().enumerate().filter_map(place).collect();
+        key.sort_unstable();
+        let key = key.into_iter().map(|(_, i)| i).collect();
+        let casts = rows.iter().map(|row| row.get("base_type")).collect();
+        Ok(Table { relation: Arc::new(relation), key, casts })
     }
 
     pub(super) fn name(&self) -> String {
@@ -89,7 +90,7 @@ impl Table {
     }
 
     /// The row with this primary key, which is spelled as in URLs.
-    pub(super) async fn row(&self, client: &Client, key: &str) -> Result<Row, DryRunError> {
+    pub(super) async fn row(&self, trial: &Trial<'_>, key: &str) -> Result<Row, DryRunError> {
         let parts: Vec<String> = crate::key::parts(key).map(|part| part.into_owned()).collect();
         if self.key.is_empty() || parts.len() != self.key.len() {
             let names: Vec<&str> = self.key.iter().map(|i| self.relation.columns[*i].name.as_str()).collect();
@@ -98,14 +99,23 @@ impl Table {
         }
         let equal = |(i, position): (usize, &usize)| {
             let column = quote_ident(&self.relation.columns[*position].name);
-            format!("format('%s', t.{column}) = ${}", i + 1)
+            // The value, however it is spelled; by the key's index.
+            format!("t.{column} = ${}::text::{}", i + 1, self.casts[*position])
         };
         let conditions: Vec<String> = self.key.iter().enumerate().map(equal).collect();
-        let table = format!("{}.{}", quote_ident(&self.relation.schema), quote_ident(&self.relation.name));
-        let sql = format!("SELECT {} FROM {table} t WHERE {}", self.values("t"), conditions.join(" AND "));
+        let sql = format!("SELECT {} FROM {} t WHERE {}", self.values("t"), self.sql(), conditions.join(" AND "));
         let parts: Vec<&(dyn ToSql + Sync)> = parts.iter().map(|part| part as _).collect();
-        let found = client.query_opt(&sql, &parts).await.map_err(|error| DryRunError::Refused(said(&error)))?;
-        found.map(|row| row.get(0)).ok_or_else(|| DryRunError::Key(format!("{} has no row {key}", self.name())))
+        let found = trial.query(&sql, &parts).await.map_err(|error| match error {
+            // It spells no value of the type.
+            DryRunError::Refused(said, Some(state)) if is_data(&state) => DryRunError::Key(said),
+            error => error,
+        })?;
+        found.first().map(|row| row.get(0)).ok_or_else(|| DryRunError::Key(format!("{} has no row {key}", self.name())))
+    }
+
+    /// Its name for use in SQL.
+    pub(super) fn sql(&self) -> String {
+        format!("{}.{}", quote_ident(&self.relation.schema), quote_ident(&self.relation.name))
     }
 
     /// The change that the stream would tell of; `None` if nothing has changed.
@@ -167,6 +177,11 @@ impl Table {
             (old, new) => new.or(old).unwrap_or_default(),
         }
     }
+}
+
+/// Whether it is of the class "data exception".
+fn is_data(state: &SqlState) -> bool {
+    state.code().starts_with("22")
 }
 
 fn datum(value: &Option<String>) -> Datum<'_> {

@@ -1,15 +1,12 @@
 //! A statement that is run and taken back.
 
 use serde_json::Value;
-use tokio_postgres::{Client, Transaction};
 
-use super::DryRunError;
-use super::relation::{Changed, Row, Table, said};
+use super::relation::{Changed, Row, Table};
+use super::trial::{Trial, said};
+use super::update::Update;
+use super::{DryRunError, MAX_ROWS};
 use crate::config::TableName;
-
-/// Limits of the transaction: it must not keep others waiting.
-const LIMITS: &str = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '10s'; \
-                      SET LOCAL idle_in_transaction_session_timeout = '30s'";
 
 /// What a statement changes.
 pub(super) struct Target {
@@ -19,24 +16,13 @@ pub(super) struct Target {
     alias: String,
 }
 
-fn refused(error: tokio_postgres::Error) -> DryRunError {
-    DryRunError::Refused(said(&error))
-}
-
-pub(super) async fn begin(client: &mut Client) -> Result<Transaction<'_>, DryRunError> {
-    let transaction = client.transaction().await.map_err(refused)?;
-    transaction.batch_execute(LIMITS).await.map_err(refused)?;
-    Ok(transaction)
-}
-
 /// Finds out by its plan what a statement changes.
-pub(super) async fn target(transaction: &Transaction<'_>, sql: &str) -> Result<Target, DryRunError> {
-    // One statement only: it goes through the extended protocol, which takes no more.
-    let plan = transaction.query_one(&format!("EXPLAIN (VERBOSE, FORMAT JSON) {sql}"), &[]).await.map_err(refused)?;
-    let plan: Value = plan.try_get(0).map_err(refused)?;
+pub(super) async fn target(trial: &Trial<'_>, sql: &str) -> Result<Target, DryRunError> {
+    let no_change = || DryRunError::NoChange(format!("{:?}", sql.chars().take(60).collect::<String>()));
+    let plan = trial.query(&format!("EXPLAIN (VERBOSE, FORMAT JSON) {sql}"), &[]).await?;
+    let plan: Value = plan.first().ok_or_else(no_change)?.try_get(0).map_err(|error| said(&error))?;
     let node = &plan[0]["Plan"];
     let text = |name: &str| node[name].as_str().map(str::to_owned);
-    let no_change = || DryRunError::NoChange(format!("{:?}", sql.chars().take(60).collect::<String>()));
     if node["Node Type"] != "ModifyTable" || node["Operation"] == "Merge" {
         return Err(no_change());
     }
@@ -46,39 +32,63 @@ pub(super) async fn target(transaction: &Transaction<'_>, sql: &str) -> Result<T
     Ok(Target { table: TableName { schema, name }, operation, alias })
 }
 
-/// Runs it, and gives the rows that it has changed, before and after.
+/// Runs it, and gives the first [`MAX_ROWS`] of the rows that it has changed, before and after; and how many they are.
 pub(super) async fn run(
-    transaction: &Transaction<'_>,
+    trial: &Trial<'_>,
     sql: &str,
     target: &Target,
     table: &Table,
-) -> Result<Vec<Changed>, DryRunError> {
+) -> Result<(Vec<Changed>, usize), DryRunError> {
     let alias = crate::sql::quote_ident(&target.alias);
     let sql = sql.trim().trim_end_matches(';');
-    let changed = format!("WITH walcache_changed AS ({sql}\n RETURNING {alias}.*)");
-    let relation = &table.relation;
-    let name = TableName { schema: relation.schema.clone(), name: relation.name.clone() }.sql();
-    // Beside a statement that changes rows, the others of a query still see those of before.
-    let query = match (target.operation.as_str(), table.same_key("o", "n")) {
-        ("Delete", _) => {
-            format!("{changed} SELECT {} AS old, NULL::text[] AS new FROM walcache_changed n", table.values("n"))
+    let is_update = target.operation == "Update";
+    // An update that gives its old rows, too, if this one can be written so.
+    let rows = match Update::read(sql).filter(|_| is_update) {
+        Some(update) => {
+            let changed = format!("{} {alias}.*, {}", update.beside_old(&alias, &table.sql()), Update::OLD);
+            let old = table.values(&format!("(n.{})", Update::OLD));
+            trial.attempt(&query(&changed, &old, &table.values("n"), "")).await?
         }
-        (_, Some(same)) => format!(
-            "{changed} SELECT CASE WHEN o IS DISTINCT FROM NULL THEN {} END AS old, {} AS new
-             FROM walcache_changed n LEFT JOIN {name} o ON {same}",
-            table.values("o"),
-            table.values("n"),
-        ),
-        (_, None) => {
-            format!("{changed} SELECT NULL::text[] AS old, {} AS new FROM walcache_changed n", table.values("n"))
-        }
+        None => None,
     };
-    let rows = transaction.query(&query, &[]).await.map_err(refused)?;
+    let rows = match rows {
+        Some(rows) => rows,
+        None => trial.query(&by_key(sql, &alias, target, table), &[]).await?,
+    };
+    let refused = |error: tokio_postgres::Error| said(&error);
+    let total = rows.first().map_or(Ok(0), |row| row.try_get::<_, i64>("total")).map_err(refused)?;
     let row = |row: &tokio_postgres::Row| -> Result<Changed, DryRunError> {
         let of = |name: &str| row.try_get::<_, Option<Row>>(name).map_err(refused);
         let old = of("old")?;
-        let other_key = old.is_none() && target.operation == "Update";
+        let other_key = old.is_none() && is_update;
         Ok(Changed { old, new: of("new")?, other_key })
     };
-    rows.iter().map(row).collect()
+    let changed = rows.iter().map(row).collect::<Result<_, _>>()?;
+    // A count is never negative.
+    Ok((changed, usize::try_from(total).unwrap_or_default()))
+}
+
+/// The statement's rows of before are those with the same key.
+fn by_key(sql: &str, alias: &str, target: &Target, table: &Table) -> String {
+    let changed = format!("{sql}\n RETURNING {alias}.*");
+    let (none, new) = ("NULL::text[]", table.values("n"));
+    // Beside a statement that changes rows, the others of a query still see those of before.
+    match (target.operation.as_str(), table.same_key("o", "n")) {
+        ("Delete", _) => query(&changed, &new, none, ""),
+        (_, Some(same)) => {
+            let old = format!("CASE WHEN o IS DISTINCT FROM NULL THEN {} END", table.values("o"));
+            query(&changed, &old, &new, &format!("LEFT JOIN {} o ON {same}", table.sql()))
+        }
+        (_, None) => query(&changed, none, &new, ""),
+    }
+}
+
+/// The old and the new row of what is `changed`, of no more than are told; each with the number of all.
+fn query(changed: &str, old: &str, new: &str, join: &str) -> String {
+    format!(
+        "WITH walcache_changed AS ({changed}
+         )
+         SELECT {old} AS old, {new} AS new, (SELECT count(*) FROM walcache_changed) AS total
+         FROM (SELECT * FROM walcache_changed LIMIT {MAX_ROWS}) n {join}"
+    )
 }

@@ -33,7 +33,7 @@ impl Default for Lifetime {
 }
 
 /// What becomes of a stored entry's life where an event replaces it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Replaced {
     /// Redis' expiry goes on as it was.
     KeepsExpiry,
@@ -112,10 +112,14 @@ enum Says {
 /// Reads a column of a value: a number of seconds, an interval, or a time as `row_to_json` writes it.
 fn column_says(value: &[u8], column: &str) -> Says {
     let Some(member) = gaps::member(value, column) else { return Says::Over };
+    if let number @ [b'-' | b'0'..=b'9', ..] = member.trim_ascii() {
+        // A numeric may lie beyond all f64: as a text such a number is infinite, as JSON an error.
+        let seconds = std::str::from_utf8(number).ok().and_then(|text| text.parse().ok());
+        return seconds.map_or(Says::Over, after);
+    }
     let Ok(member) = serde_json::from_slice::<serde_json::Value>(member) else { return Says::Over };
     match member {
         serde_json::Value::Null => Says::Nothing,
-        serde_json::Value::Number(seconds) => seconds.as_f64().map_or(Says::Over, after),
         serde_json::Value::String(text) => match text.as_str() {
             // Of numbers, NaN says nothing.
             "infinity" | "Infinity" | "NaN" => Says::Nothing,
@@ -233,6 +237,11 @@ mod tests {
             ("0", None),
             ("-3", None),
             ("1e99", Some(HOUR)),
+            ("1e400", Some(HOUR)),
+            ("-1e400", None),
+            (&format!("1{}", "0".repeat(400)), Some(HOUR)),
+            (&format!("-1{}.5", "0".repeat(400)), None),
+            ("0.00001", None),
             (r#""00:01:00.25""#, Some(60_250)),
             (r#""-1 days +24:00:01""#, Some(1000)),
             (r#""1 year 2 mons""#, Some(HOUR)),

@@ -32,9 +32,7 @@ impl Query {
             ResultShape::Many => include_str!("../../sql/fill_many.sql"),
             ResultShape::One => include_str!("../../sql/fill_one.sql"),
         };
-        // The template's comments mention the placeholder, too: only the statement is kept.
-        let statement: Vec<&str> = template.lines().filter(|line| !line.starts_with("--")).collect();
-        statement.join("\n").replace("{query}", &self.sql)
+        crate::sql::statement(template).replace("{query}", &self.sql)
     }
 }
 
@@ -95,4 +93,6 @@ pub struct RuleColumn {
     pub name: String,
     /// `pg_type.oid` of its type.
     pub type_oid: u32,
+    /// The same, domains looked through: what a lookup is given it as.
+    pub base_oid: u32,
 }

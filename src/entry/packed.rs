@@ -59,7 +59,7 @@ mod tests {
 
     fn label() -> Label {
         let (lo, hi) = (Lsn::from_u64(1), Lsn::from_u64(2));
-        Label { lo, hi, generation: crate::entity::Generation(3), split: true, due: Due::from_millis(5) }
+        Label { lo, hi, generation: crate::generation::Generation(3), split: true, due: Due::from_millis(5) }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
 
-use super::label::{Fill, Lookup, Tier};
+use super::label::{Answered, Fill, Tier};
 use super::lifetime::LifetimeMetrics;
 
 const CACHE_REQUESTS: &str = "walcache_cache_requests_total";
@@ -19,7 +19,7 @@ pub(super) fn describe() {
 
 /// Metrics of the read path for one entity.
 pub struct CacheMetrics {
-    requests: [[Counter; Lookup::ALL.len()]; Tier::ALL.len()],
+    requests: [[Counter; Answered::ALL.len()]; Tier::ALL.len()],
     fills: [Counter; Fill::ALL.len()],
     /// Of entries' lives.
     pub lifetime: LifetimeMetrics,
@@ -31,14 +31,14 @@ impl CacheMetrics {
         let lookup =
             |tier, result| counter!(CACHE_REQUESTS, "tier" => tier, "entity" => entity.to_owned(), "result" => result);
         CacheMetrics {
-            requests: Tier::ALL.map(|(_, tier)| Lookup::ALL.map(|(_, result)| lookup(tier, result))),
+            requests: Tier::ALL.map(|(_, tier)| Answered::ALL.map(|(_, result)| lookup(tier, result))),
             fills: Fill::ALL.map(|(_, result)| counter!(FILLS, "entity" => entity.to_owned(), "result" => result)),
             lifetime: LifetimeMetrics::new(entity),
         }
     }
 
     /// Counts a lookup.
-    pub fn lookup(&self, tier: Tier, result: Lookup) {
+    pub fn lookup(&self, tier: Tier, result: Answered) {
         self.requests[tier as usize][result as usize].increment(1);
     }
 

@@ -9,6 +9,11 @@ macro_rules! label {
 
         impl $name {
             pub(super) const ALL: [(Self, &'static str); [$($text),+].len()] = [$((Self::$variant, $text)),+];
+
+            /// Its text.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
         }
     };
 }
@@ -22,7 +27,7 @@ label! {
         Update = "update",
         /// A row was deleted.
         Delete = "delete",
-        /// The table was emptied.
+        /// The table was emptied, or rows of it changed that the stream does not tell.
         Truncate = "truncate",
     }
 }
@@ -34,7 +39,7 @@ label! {
         Update = "update",
         /// A row was deleted.
         Delete = "delete",
-        /// The table was emptied.
+        /// The table was emptied, or rows of it changed that the stream does not tell.
         Truncate = "truncate",
         /// The table changed its shape.
         Ddl = "ddl",
@@ -66,8 +71,14 @@ label! {
         Failed = "failed",
         /// They take too long.
         Late = "late",
+        /// A table that they read is locked.
+        Locked = "locked",
+        /// They have taken time in vain just before.
+        Resting = "resting",
         /// What they see is not applied in time.
         Held = "held",
+        /// A table that they read looks empty to them, and was not when their snapshot was taken.
+        Emptied = "emptied",
     }
 }
 
@@ -76,12 +87,27 @@ impl LookupVoid {
     pub fn text(self) -> &'static str {
         match self {
             LookupVoid::Distance => "replication is further behind than apply.max_lookup_distance",
-            LookupVoid::Many => "a round has more lookups than apply.max_lookups",
+            LookupVoid::Many => "a round has more lookups than apply.max_lookups, or too large ones",
             LookupVoid::Keys => "lookups find too many keys",
             LookupVoid::Failed => "a lookup has failed",
             LookupVoid::Late => "lookups take longer than apply.lookup_timeout",
+            LookupVoid::Locked => "a table that lookups read is locked",
+            LookupVoid::Resting => "lookups have just taken time in vain, and are not tried again for a while",
+            LookupVoid::Emptied => "a table that lookups read was emptied, rewritten or replaced meanwhile",
             LookupVoid::Held => "what lookups have seen was not applied within apply.lookup_hold",
         }
+    }
+}
+
+label! {
+    /// Why an entry was not read again after an event.
+    NoRequery {
+        /// Too many wait already.
+        Full = "full",
+        /// The event was not applied in time.
+        Late = "late",
+        /// The source is another system or timeline since.
+        StartedOver = "started_over",
     }
 }
 
@@ -139,7 +165,7 @@ label! {
 
 label! {
     /// What a lookup found.
-    Lookup {
+    Answered {
         /// A servable entry (also one that says that the row is absent).
         Hit = "hit",
         /// Nothing that may be served: no entry, or one that is fenced, of an older generation, or expired.
@@ -218,6 +244,8 @@ label! {
         BadKey = "bad_key",
         /// It is no pattern of keys.
         BadPattern = "bad_pattern",
+        /// No entry of the configuration can bear such a tag.
+        UnknownTag = "unknown_tag",
         /// It came in a message that belongs to no transaction.
         NotTransactional = "not_transactional",
         /// It came in a message that is too large.

@@ -2,8 +2,8 @@
 
 use metrics::{Gauge, Unit, describe_gauge, gauge};
 
+use super::REPLICATION_LAG_BYTES;
 use super::label::SlotStatus;
-use super::stream::REPLICATION_LAG_BYTES;
 
 const REPLICATION_SLOT_SAFE_BYTES: &str = "walcache_replication_slot_safe_bytes";
 const REPLICATION_SLOT_STATUS: &str = "walcache_replication_slot_status";

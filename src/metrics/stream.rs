@@ -6,12 +6,12 @@ use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 
+use super::REPLICATION_LAG_BYTES;
 use super::label::Op;
 use super::slot::SlotMetrics;
 use crate::lsn::Lsn;
 
 const REPLICATION_CONNECTED: &str = "walcache_replication_connected";
-pub(super) const REPLICATION_LAG_BYTES: &str = "walcache_replication_lag_bytes";
 const REPLICATION_LAG_SECONDS: &str = "walcache_replication_lag_seconds";
 const REPLICATION_EVENTS: &str = "walcache_replication_events_total";
 const REPLICATION_TRANSACTIONS: &str = "walcache_replication_transactions_total";

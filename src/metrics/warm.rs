@@ -5,11 +5,13 @@ use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, g
 use super::label::Warmed;
 
 const WARMED_KEYS: &str = "walcache_warmed_keys_total";
+const WARMING_FAILURES: &str = "walcache_warming_failures_total";
 const WARMING_JOBS: &str = "walcache_warming_jobs";
 const WARMING_REMAINING: &str = "walcache_warming_remaining_keys";
 
 pub(super) fn describe() {
     describe_counter!(WARMED_KEYS, "Keys that were warmed, by what became of them.");
+    describe_counter!(WARMING_FAILURES, "Jobs of warming that could not go on; the log says why.");
     describe_gauge!(WARMING_JOBS, Unit::Count, "Entities that are being warmed, those that wait among them.");
     describe_gauge!(
         WARMING_REMAINING,
@@ -21,6 +23,7 @@ pub(super) fn describe() {
 /// Metrics of warming, by entity.
 pub struct WarmMetrics {
     keys: Vec<[Counter; Warmed::ALL.len()]>,
+    failures: Vec<Counter>,
     remaining: Vec<Gauge>,
     jobs: Gauge,
 }
@@ -31,10 +34,12 @@ impl WarmMetrics {
         let keys = |entity: &str| {
             Warmed::ALL.map(|(_, result)| counter!(WARMED_KEYS, "entity" => entity.to_owned(), "result" => result))
         };
+        let entities: Vec<&str> = entities.into_iter().collect();
+        let failures = entities.iter().map(|name| counter!(WARMING_FAILURES, "entity" => (*name).to_owned())).collect();
         let (keys, remaining): (Vec<_>, Vec<_>) = (entities.into_iter())
             .map(|name| (keys(name), gauge!(WARMING_REMAINING, "entity" => name.to_owned())))
             .unzip();
-        let metrics = WarmMetrics { keys, remaining, jobs: gauge!(WARMING_JOBS) };
+        let metrics = WarmMetrics { keys, failures, remaining, jobs: gauge!(WARMING_JOBS) };
         metrics.jobs.set(0.0);
         metrics.remaining.iter().for_each(|gauge| gauge.set(0.0));
         metrics
@@ -44,6 +49,13 @@ impl WarmMetrics {
     pub fn keys(&self, entity_id: usize, result: Warmed, count: u64) {
         if let Some(results) = self.keys.get(entity_id) {
             results[result as usize].increment(count);
+        }
+    }
+
+    /// A job has failed.
+    pub fn failed(&self, entity_id: usize) {
+        if let Some(failures) = self.failures.get(entity_id) {
+            failures.increment(1);
         }
     }
 

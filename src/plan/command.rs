@@ -14,7 +14,9 @@
 //! A member that is not known makes its command malformed: else a misspelled `key` would mean the whole entity.
 //!
 //! A tag is voided whether or not an entry bears it, or could. A pattern is matched with keys as they stand in Redis, the
-//! prefix of all left out: see [`crate::void::glob`]. It must be able to match a key of some entity.
+//! prefix of all left out: see [`crate::void::glob`]. It must be able to match a key of some entity. What a message names
+//! again adds nothing, and more patterns of an entity than it may have at a time are all of it: so a message's effects
+//! are bounded by what it may void, however many patterns it holds.
 //!
 //! A key is a string spelled as in URLs (`"7,3"`, each part percent-encoded), or a number for a key of one column, or an
 //! array of the key columns' values, which are taken as they are.
@@ -29,9 +31,9 @@ use serde_json::value::RawValue;
 
 use super::{Cause, Effect};
 use crate::entity::{Entity, EntryKey};
-use crate::void::Void;
-use crate::void::glob::Glob;
-use crate::void::tag::Cell;
+use crate::void::glob::{Glob, Reach};
+use crate::void::tag::{Cell, Templates};
+use crate::void::{MAX_PATTERNS, Void};
 
 /// The prefix of the messages that hold commands.
 pub const PREFIX: &str = "walcache";
@@ -67,18 +69,20 @@ pub enum Verdict {
     BadKey,
     /// It is no pattern.
     BadPattern,
+    /// No entity's tags can be so. It is among the effects all the same: other instances may be configured otherwise.
+    UnknownTag,
 }
 
 /// What a message does.
 #[derive(Debug, Default)]
-pub struct Commanded {
+pub struct Planned {
     /// Effects, to be applied as those of row changes are.
     pub effects: Vec<Effect>,
     /// Entries to be filled once the transaction is applied: each with its entity.
     pub warm: Vec<(usize, EntryKey)>,
     /// Entities to be warmed as they are configured to be, likewise.
     pub warm_all: Vec<usize>,
-    /// What became of everything else than [`Commanded::warm`] and [`Commanded::warm_all`].
+    /// What became of everything else than [`Planned::warm`] and [`Planned::warm_all`].
     pub verdicts: Vec<(Kind, Verdict)>,
 }
 
@@ -87,38 +91,80 @@ pub struct Commanded {
 pub struct CommandPlanner {
     entities: Vec<Arc<Entity>>,
     by_name: HashMap<String, usize>,
+    /// The entities in the order of their names.
+    sorted: Vec<usize>,
+    /// What the entities' tags are made of.
+    tags: Templates,
 }
 
 /// One message's plan under way.
 struct Planning<'p> {
     planner: &'p CommandPlanner,
-    out: Commanded,
+    out: Planned,
     /// Entities of which nothing is left to drop.
     discarded: HashSet<usize>,
+    /// Those and others of which nothing is left to void.
+    whole: HashSet<usize>,
+    /// The patterns that void entries of an entity, by its id.
+    patterns: HashMap<usize, HashSet<Arc<Glob>>>,
+    cells: HashSet<Cell>,
 }
 
 /// What a command is about.
 enum Target<'a> {
     Entity { name: Cow<'a, str>, keys: Option<Vec<&'a RawValue>> },
-    Tags(Vec<Cow<'a, str>>),
-    Patterns(Vec<Cow<'a, str>>),
+    Tags(Vec<Option<Cow<'a, str>>>),
+    Patterns(Vec<Option<Cow<'a, str>>>),
 }
 
 impl CommandPlanner {
     /// For these entities.
     pub fn new(entities: Vec<Arc<Entity>>) -> Self {
         let by_name = entities.iter().map(|entity| (entity.name.clone(), entity.id)).collect();
-        CommandPlanner { entities, by_name }
+        let mut sorted: Vec<usize> = (0..entities.len()).collect();
+        sorted.sort_by_key(|id| &entities[*id].name);
+        let tags = entities.iter().flat_map(|entity| &entity.tags).collect();
+        CommandPlanner { entities, by_name, sorted, tags }
     }
 
     /// Plans what a message of at most [`MAX_BYTES`] says.
-    pub fn plan(&self, content: &[u8]) -> Commanded {
-        let mut planning = Planning { planner: self, out: Commanded::default(), discarded: HashSet::new() };
+    pub fn plan(&self, content: &[u8]) -> Planned {
+        let mut planning = Planning {
+            planner: self,
+            out: Planned::default(),
+            discarded: HashSet::new(),
+            whole: HashSet::new(),
+            patterns: HashMap::new(),
+            cells: HashSet::new(),
+        };
         match std::str::from_utf8(content).ok().and_then(split) {
             Some(commands) => commands.into_iter().for_each(|command| planning.command(command)),
             None => planning.tell(Kind::Unknown, Verdict::Malformed),
         }
         planning.out
+    }
+
+    /// The entities that a pattern may concern, in their order.
+    fn candidates(&self, glob: &Glob) -> impl Iterator<Item = &Arc<Entity>> {
+        let literal = glob.literal_start();
+        let none: &[Arc<Entity>] = &[];
+        let (all, named) = match literal.iter().position(|byte| *byte == b':') {
+            _ if literal.is_empty() => (&self.entities[..], Vec::new()),
+            // No name holds a colon.
+            Some(end) => {
+                let name = std::str::from_utf8(&literal[..end]).ok();
+                (none, name.and_then(|name| self.by_name.get(name)).copied().into_iter().collect())
+            }
+            None => {
+                let name = |id: &usize| self.entities[*id].name.as_bytes();
+                let from = self.sorted.partition_point(|id| name(id) < &literal[..]);
+                let mut named: Vec<usize> =
+                    self.sorted[from..].iter().take_while(|id| name(id).starts_with(&literal)).copied().collect();
+                named.sort_unstable();
+                (none, named)
+            }
+        };
+        all.iter().chain(named.into_iter().map(move |id| &self.entities[id]))
     }
 }
 
@@ -141,8 +187,8 @@ impl Planning<'_> {
             "invalidate" => Kind::Invalidate,
             "warm" => Kind::Warm,
             "tag" => {
-                return match texts(target).filter(|tags| is_named(tags)) {
-                    Some(tags) => tags.iter().for_each(|tag| self.tag(tag)),
+                return match texts(target) {
+                    Some(tags) => tags.into_iter().for_each(|tag| self.tag(tag)),
                     None => self.tell(Kind::Tag, Verdict::Malformed),
                 };
             }
@@ -154,8 +200,8 @@ impl Planning<'_> {
             Some(Target::Tags(_) | Target::Patterns(_)) if kind != Kind::Invalidate => {
                 self.tell(kind, Verdict::Malformed);
             }
-            Some(Target::Tags(tags)) => tags.iter().for_each(|tag| self.tag(tag)),
-            Some(Target::Patterns(patterns)) => patterns.iter().for_each(|pattern| self.pattern(pattern)),
+            Some(Target::Tags(tags)) => tags.into_iter().for_each(|tag| self.tag(tag)),
+            Some(Target::Patterns(patterns)) => patterns.into_iter().for_each(|pattern| self.pattern(pattern)),
             Some(Target::Entity { name, keys }) => match (self.planner.by_name.get(&*name), keys) {
                 (None, _) => self.tell(kind, Verdict::UnknownEntity),
                 (Some(id), Some(keys)) => {
@@ -164,6 +210,7 @@ impl Planning<'_> {
                 }
                 (Some(id), None) if kind == Kind::Invalidate => {
                     self.tell(kind, Verdict::Planned);
+                    self.whole.insert(*id);
                     if self.discarded.insert(*id) {
                         self.out.effects.push(Effect::Discard { entity: *id, cause: Cause::Command });
                     }
@@ -173,20 +220,45 @@ impl Planning<'_> {
         }
     }
 
-    fn tag(&mut self, tag: &str) {
-        self.tell(Kind::Tag, Verdict::Planned);
-        self.out.effects.push(Effect::Void(Void::Tag(Cell::of(tag))));
+    /// `None` is no text. No tag is empty.
+    fn tag(&mut self, tag: Option<Cow<'_, str>>) {
+        let Some(tag) = tag.filter(|tag| !tag.is_empty()) else { return self.tell(Kind::Tag, Verdict::Malformed) };
+        self.tell(Kind::Tag, if self.planner.tags.can_make(&tag) { Verdict::Planned } else { Verdict::UnknownTag });
+        let cell = Cell::of(&tag);
+        if self.cells.insert(cell) {
+            self.out.effects.push(Effect::Void(Void::Tag(cell)));
+        }
     }
 
-    fn pattern(&mut self, pattern: &str) {
-        let Ok(glob) = Glob::parse(pattern).map(Arc::new) else {
-            return self.tell(Kind::Pattern, Verdict::BadPattern);
-        };
-        let entities = &self.planner.entities;
-        let voids: Vec<_> = entities.iter().filter_map(|e| Void::of_pattern(&glob, e.id, &e.name)).collect();
-        let verdict = if voids.is_empty() { Verdict::UnknownEntity } else { Verdict::Planned };
+    /// `None` is no text.
+    fn pattern(&mut self, pattern: Option<Cow<'_, str>>) {
+        let Some(pattern) = pattern else { return self.tell(Kind::Pattern, Verdict::Malformed) };
+        let Ok(glob) = Glob::parse(&pattern) else { return self.tell(Kind::Pattern, Verdict::BadPattern) };
+        let (planner, glob) = (self.planner, Arc::new(glob));
+        let mut reached = planner.candidates(&glob).filter(|entity| glob.can_begin(start(entity))).peekable();
+        let verdict = if reached.peek().is_some() { Verdict::Planned } else { Verdict::UnknownEntity };
         self.tell(Kind::Pattern, verdict);
-        self.out.effects.extend(voids.into_iter().map(Effect::Void));
+        if self.whole.len() == planner.entities.len() {
+            // Whatever it may match is voided.
+            return;
+        }
+        for entity in reached {
+            if self.whole.contains(&entity.id) {
+                continue;
+            }
+            let known = self.patterns.entry(entity.id).or_default();
+            if known.contains(&glob) {
+                continue;
+            }
+            let void = if known.len() >= MAX_PATTERNS || glob.reach(start(entity)) == Reach::All {
+                self.whole.insert(entity.id);
+                Void::Entity { entity: entity.id }
+            } else {
+                known.insert(glob.clone());
+                Void::Pattern { entity: entity.id, glob: glob.clone() }
+            };
+            self.out.effects.push(Effect::Void(void));
+        }
     }
 
     fn key(&mut self, kind: Kind, entity: &Entity, key: &RawValue) {
@@ -220,7 +292,7 @@ impl<'a> Target<'a> {
         }
         match (entity, keys, tags, patterns) {
             (Some(name), keys, None, None) => Some(Target::Entity { name, keys }),
-            (None, None, Some(tags), None) if is_named(&tags) => Some(Target::Tags(tags)),
+            (None, None, Some(tags), None) => Some(Target::Tags(tags)),
             (None, None, None, Some(patterns)) => Some(Target::Patterns(patterns)),
             _ => None,
         }
@@ -238,23 +310,25 @@ fn elements(array: &RawValue) -> Option<Vec<&RawValue>> {
     serde_json::from_str(array.get()).ok()
 }
 
-/// A string, or an array of strings.
-fn texts(value: &RawValue) -> Option<Vec<Cow<'_, str>>> {
-    if value.get().starts_with('[') {
-        let texts: Vec<Text<'_>> = serde_json::from_str(value.get()).ok()?;
-        return Some(texts.into_iter().map(|text| text.0).collect());
+/// A string, or an array's elements: `None` for one that is no string, which keeps no other from its effect.
+fn texts(value: &RawValue) -> Option<Vec<Option<Cow<'_, str>>>> {
+    fn text(value: &RawValue) -> Option<Cow<'_, str>> {
+        serde_json::from_str::<Text<'_>>(value.get()).ok().map(|text| text.0)
     }
-    serde_json::from_str::<Text<'_>>(value.get()).ok().map(|text| vec![text.0])
-}
-
-/// Whether no tag is empty: none can be.
-fn is_named(tags: &[Cow<'_, str>]) -> bool {
-    tags.iter().all(|tag| !tag.is_empty())
+    if value.get().starts_with('[') {
+        return Some(elements(value)?.into_iter().map(text).collect());
+    }
+    text(value).map(|text| vec![Some(text)])
 }
 
 /// An object's members, in order, also those of one name.
 fn members(object: &RawValue) -> Option<Vec<(Cow<'_, str>, &RawValue)>> {
     serde_json::from_str::<Members<'_>>(object.get()).ok().map(|members| members.0)
+}
+
+/// `entity:`, without the prefix of all keys.
+fn start(entity: &Entity) -> &[u8] {
+    &entity.redis_prefix.as_bytes()[entity.redis_prefix.len() - entity.name.len() - 1..]
 }
 
 /// The entry that a key names.

@@ -1,7 +1,9 @@
 use super::*;
-use crate::change::{RelationColumn, ReplicaIdentity};
-use crate::entity::{Definition, Shape, ValueColumn};
+use crate::change::{Datum, OldTuple, RelationColumn, ReplicaIdentity, Tuple};
+use crate::entity::{Definition, Generation, OnChange, Shape, ValueColumn};
+use crate::entry;
 use crate::key::{KeyColumn, KeyType};
+use crate::sqltype::SqlType;
 
 const INT4: u32 = 23;
 const TEXT: u32 = 25;
@@ -18,11 +20,7 @@ fn shape() -> Shape {
             cast: "pg_catalog.int4".into(),
         }],
         whole_row: true,
-        partitioned: false,
-        version: 0,
-        published: Default::default(),
-        tables: Vec::new(),
-        query: None,
+        ..Shape::unknown(0)
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
 
@@ -13,6 +14,12 @@ use super::{SandboxError, binaries, free_port};
 
 /// How long a start or a stop may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// How long an answer may take: others share the server, and the machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long an answer may take while it is looked whether there are any.
+const IMPATIENCE: Duration = Duration::from_secs(1);
 
 /// How often readiness is looked at.
 const POLL: Duration = Duration::from_millis(10);
@@ -164,8 +171,14 @@ impl Redis {
 
     /// Connects to a database.
     pub async fn connect_to(&self, database: u16) -> Result<MultiplexedConnection, SandboxError> {
+        self.connect_within(PATIENCE, database).await
+    }
+
+    /// Connects; neither that nor an answer may take longer than `limit`.
+    async fn connect_within(&self, limit: Duration, database: u16) -> Result<MultiplexedConnection, SandboxError> {
+        let config = AsyncConnectionConfig::new().set_connection_timeout(Some(limit)).set_response_timeout(Some(limit));
         let client = redis::Client::open(self.url_at(self.port, database))?;
-        Ok(client.get_multiplexed_async_connection().await?)
+        Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
     }
 
     /// The last `lines` lines of the server's log.
@@ -202,7 +215,7 @@ impl Redis {
 
     /// Whether it is this very process that answers on the port, with its data loaded.
     async fn answers(&self) -> bool {
-        let Ok(mut connection) = self.connect().await else { return false };
+        let Ok(mut connection) = self.connect_within(IMPATIENCE, 0).await else { return false };
         let mut info = redis::cmd("INFO");
         let Ok(info) = info.arg("server").arg("persistence").query_async::<String>(&mut connection).await else {
             return false;

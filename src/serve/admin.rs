@@ -17,8 +17,7 @@ use super::api::{RequestBody, Routed, Routes, reading};
 use super::problem::Problem;
 use super::{Limits, Response, headers};
 
-pub use operate::{Operate, Refusal, Verify, VerifyScope};
-pub use warm::Warm;
+pub use operate::{Operate, Refusal, Verify, VerifyScope, Warm};
 
 /// What the daemon says of itself.
 pub trait Health: Send + Sync + 'static {

@@ -15,38 +15,11 @@ use warp::path::Tail;
 use warp::{Filter, Rejection};
 
 use super::problem::Problem;
-use super::{Limits, Reads, Response, batch, headers, read};
-use crate::entity::Entity;
-use crate::metrics::{HttpMetrics, Route};
-
-/// What the routes share.
-pub struct Api<R> {
-    pub(super) reads: R,
-    /// The entities' names, for those who ask for another.
-    entities: Vec<String>,
-    pub(super) limits: Limits,
-    pub(super) metrics: HttpMetrics,
-}
+pub use super::shared::Api;
+use super::{Reads, Response, batch, headers, read};
+use crate::metrics::Route;
 
 impl<R: Reads> Api<R> {
-    /// An API over `reads`, which knows the entities of these names.
-    pub fn new(reads: R, entities: Vec<String>, limits: Limits) -> Arc<Self> {
-        Arc::new(Api { reads, entities, limits, metrics: HttpMetrics::default() })
-    }
-
-    /// The entity of this name.
-    pub(super) fn entity(&self, name: &str) -> Result<&Arc<Entity>, Problem> {
-        self.reads.entity(name).ok_or_else(|| Problem::unknown_entity(name, &self.entities))
-    }
-
-    /// Splits what follows `/v1/` into the entity's name and the rest. `note/` has the empty key, `note` has none.
-    pub(super) fn split<'a>(&self, path: &'a str) -> Result<(&'a str, &'a str), Problem> {
-        path.split_once('/').ok_or_else(|| match self.entity(path) {
-            Ok(_) => Problem::no_route(format!("a key is missing: /v1/{path}/{{key}} or /v1/{path}/batch")),
-            Err(unknown) => unknown,
-        })
-    }
-
     /// The answer to what is no read and no batch.
     fn refuse(&self, path: &str, method: &Method) -> Response {
         let started = Instant::now();

@@ -12,10 +12,10 @@ use serde_json::value::RawValue;
 use warp::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use warp::http::{HeaderMap, HeaderValue};
 
-use super::api::Api;
 use super::headers::{self, Provenance};
 use super::problem::Problem;
 use super::projection::Projection;
+use super::shared::Api;
 use super::{Limits, Reads, Response};
 use crate::entity::{Entity, EntryKey};
 use crate::metrics::Route;
@@ -112,7 +112,7 @@ async fn answer<R: Reads>(
                             out.push(b'}');
                             continue;
                         }
-                        None => Problem::absent(entity, &key_text(raw).unwrap_or_default()),
+                        None => Problem::absent(entity, &key_text(raw).unwrap_or_else(|| raw.get().into())),
                     }
                 }
                 Some(Err(error)) => Problem::unanswered(&error),
@@ -137,10 +137,30 @@ async fn answer<R: Reads>(
 }
 
 fn entry_key(entity: &Entity, raw: &RawValue) -> Result<EntryKey, Problem> {
-    let text = key_text(raw).ok_or_else(|| {
-        Problem::malformed_key("a key in a batch is a string in the form of a URL, or a JSON integer")
-    })?;
-    entity.key(&text).map_err(|error| Problem::key(&error))
+    let malformed = || {
+        let form = "a string in the form of a URL, a JSON integer, or an array of the key columns' values";
+        Problem::malformed_key(format!("a key in a batch is {form}"))
+    };
+    let key = match raw.get().starts_with('[') {
+        true => entity.key_of(&parts(raw).ok_or_else(malformed)?),
+        false => entity.key(&key_text(raw).ok_or_else(malformed)?),
+    };
+    key.map_err(|error| Problem::key(&error))
+}
+
+/// The values of a key's columns, one by one, as they are.
+fn parts(raw: &RawValue) -> Option<Vec<Cow<'_, str>>> {
+    let values: Vec<&RawValue> = serde_json::from_str(raw.get()).ok()?;
+    values.into_iter().map(part).collect()
+}
+
+/// The text of a string, number, true or false. A number stays as it is written: its scale may matter.
+fn part(value: &RawValue) -> Option<Cow<'_, str>> {
+    match value.get().as_bytes() {
+        [b'"', ..] => key_text(value),
+        [b'-' | b'0'..=b'9' | b't' | b'f', ..] => Some(value.get().into()),
+        _ => None,
+    }
 }
 
 /// A string's text, or an integer's digits.

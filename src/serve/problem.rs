@@ -96,6 +96,13 @@ impl Problem {
         Problem::new(StatusCode::BAD_REQUEST, "unknown-field", "Unknown field", detail)
     }
 
+    /// The query string of a read has a parameter that reads do not have.
+    pub fn unknown_parameter(name: &str) -> Self {
+        let name: String = name.chars().take(60).collect();
+        let detail = format!("there is no parameter {name:?}; a read has fields=a,b, and nothing else");
+        Problem::new(StatusCode::BAD_REQUEST, "unknown-parameter", "Unknown parameter", detail)
+    }
+
     /// A request header has no valid value.
     pub fn malformed_header(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::BAD_REQUEST, "malformed-header", "Malformed header", detail)
@@ -158,7 +165,7 @@ impl Problem {
     pub fn unanswered(error: &ReadError) -> Self {
         let (kind, title, after) = match error {
             ReadError::SourceUnavailable => ("source-unavailable", "Database unavailable", 2),
-            ReadError::SourceTimeout(_) => ("source-timeout", "Database timeout", 1),
+            ReadError::SourceTimeout(_) | ReadError::Contended(_) => ("source-timeout", "Database timeout", 1),
             ReadError::Overloaded => ("overloaded", "Overloaded", 1),
             ReadError::TooStale { .. } => ("too-stale", "Too stale, and the database cannot be read", 2),
             ReadError::LsnAhead { .. } => ("lsn-ahead", "LSN ahead of the database", 1),

@@ -24,16 +24,17 @@ pub struct Projection {
 
 impl Projection {
     /// Reads the parameter `fields` of a query string: names with commas between them, as forms encode text (`+` is a
-    /// blank, `%2C` is a comma like any). Other parameters are ignored. `None` if there is no such parameter.
+    /// blank, `%2C` is a comma like any). `None` if there is no such parameter.
     ///
     /// # Errors
-    /// If the parameter is given more than once, names nothing that `entity` has, or is no text.
+    /// If the parameter is given more than once, names nothing that `entity` has, or is no text; or if there is another one,
+    /// which is likely misspelled.
     pub fn of_query(query: &str, entity: &Entity) -> Result<Option<Self>, Problem> {
         let mut given = None;
-        for pair in query.split('&') {
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             if name != "fields" && decode(name).as_deref() != Some("fields") {
-                continue;
+                return Err(Problem::unknown_parameter(&decode(name).unwrap_or_else(|| name.to_owned())));
             }
             if given.replace(value).is_some() {
                 return Err(Problem::malformed_fields("fields is given more than once: write fields=a,b"));
@@ -212,10 +213,10 @@ mod tests {
         let names = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
         for (query, wanted) in [
             ("", None),
-            ("x=1&field=a&Fields=b", None),
+            ("&", None),
             ("fields=b,a", names(&["a", "b"])),
             ("fields=b%2Ca,a", names(&["a", "b"])),
-            ("x=fields&f%69elds=%C3%A9+%2B%26", names(&["é +&"])),
+            ("&f%69elds=%C3%A9+%2B%26", names(&["é +&"])),
             ("fields=a=b", names(&["a=b"])),
         ] {
             assert_eq!(of(query, &[]).unwrap(), wanted, "{query}");
@@ -227,6 +228,17 @@ mod tests {
                 (problem.status.as_u16(), &document["type"]),
                 (400, &"urn:walcache:problem:malformed-fields".into())
             );
+        }
+    }
+
+    #[test]
+    fn other_parameters_are_refused() {
+        for (query, named) in [("field=a", "field"), ("fields=a&x", "x"), ("Fields=a", "Fields"), ("a%20b=1", "a b")] {
+            let problem = Projection::of_query(query, &entity(&["a"])).unwrap_err();
+            let document = serde_json::to_value(&problem).unwrap();
+            let wanted = (400, &"urn:walcache:problem:unknown-parameter".into());
+            assert_eq!((problem.status.as_u16(), &document["type"]), wanted);
+            assert!(document["detail"].as_str().unwrap().contains(&format!("{named:?}")), "{document}");
         }
     }
 

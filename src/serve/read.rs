@@ -7,10 +7,10 @@ use bytes::Bytes;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
 use warp::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 
-use super::api::Api;
 use super::headers::{self, Provenance};
 use super::problem::Problem;
 use super::projection::Projection;
+use super::shared::Api;
 use super::{Reads, Response};
 use crate::cache;
 use crate::cache::answer::{Answer, Demand};

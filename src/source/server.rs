@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::SourceError;
+use super::{SourceError, within};
 
 /// What tells; four columns of text.
 pub const WHICH_SERVER: &str = include_str!("../../sql/which_server.sql");
@@ -78,8 +78,7 @@ impl fmt::Display for Server {
 /// If the connection fails, or nothing comes within `patience`.
 pub async fn which_server(client: &Client, patience: Duration) -> Result<Option<Server>, SourceError> {
     const WHAT: &str = "ask which server this is";
-    let row = tokio::time::timeout(patience, client.query_one(WHICH_SERVER, &[])).await;
-    match row.map_err(|_| SourceError::Timeout { what: WHAT, after: patience })? {
+    match within(WHAT, patience, client.query_one(WHICH_SERVER, &[])).await? {
         Ok(row) => Ok(Server::parse(&[0, 1, 2, 3].map(|column| row.get(column)))),
         Err(error) if error.code().is_some_and(is_withheld) => Ok(None),
         Err(error) => Err(SourceError::postgres(WHAT, error)),

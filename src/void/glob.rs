@@ -18,6 +18,7 @@ pub const MAX_BYTES: usize = 1024;
 pub struct Glob {
     text: Box<str>,
     tokens: Box<[Token]>,
+    is_closed: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +77,7 @@ impl Glob {
         if text.len() > MAX_BYTES {
             return Err(GlobError::TooLong);
         }
-        let mut tokens = Vec::new();
+        let (mut tokens, mut is_closed) = (Vec::new(), true);
         let mut rest = text.as_bytes();
         while let [first, after @ ..] = rest {
             rest = after;
@@ -88,7 +89,8 @@ impl Glob {
                 }
                 (b'?', _) => tokens.push(Token::Any),
                 (b'[', _) => {
-                    let (set, after) = set(after);
+                    let (set, after, ends) = set(after);
+                    is_closed &= ends;
                     tokens.push(Token::Set(set));
                     rest = after;
                 }
@@ -99,12 +101,24 @@ impl Glob {
                 (literal, _) => tokens.push(Token::Byte(*literal)),
             }
         }
-        Ok(Glob { text: text.into(), tokens: tokens.into() })
+        Ok(Glob { text: text.into(), tokens: tokens.into(), is_closed })
     }
 
     /// As it was given.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// Whether each of its sets ends before it does: else it is likely not what was meant.
+    pub fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    /// Whether a matching text may have so many commas.
+    pub fn admits_commas(&self, count: usize) -> bool {
+        let least = self.tokens.iter().filter(|token| **token == Token::Byte(b',')).count();
+        let most = self.tokens.iter().filter(|token| token.admits(b',')).count();
+        least <= count && (count <= most || self.tokens.contains(&Token::Run))
     }
 
     /// Whether a text holds anything but literals, so that it is more than one key.
@@ -140,8 +154,24 @@ impl Glob {
         self.tokens[token..].iter().all(|token| *token == Token::Run)
     }
 
+    /// Whether any key that begins with `start` can match: [`Glob::reach`] is not none. Takes no longer than `start`.
+    pub fn can_begin(&self, start: &[u8]) -> bool {
+        for (i, byte) in start.iter().enumerate() {
+            match self.tokens.get(i) {
+                // It takes whatever follows.
+                Some(Token::Run) => return true,
+                Some(one) if one.admits(*byte) => {}
+                _ => return false,
+            }
+        }
+        true
+    }
+
     /// How many of the keys that begin with `start` match.
     pub fn reach(&self, start: &[u8]) -> Reach {
+        if !self.can_begin(start) {
+            return Reach::None;
+        }
         // Every place in the pattern that the start may lead to.
         let mut places = vec![false; self.tokens.len() + 1];
         places[0] = true;
@@ -200,24 +230,24 @@ impl Hash for Glob {
     }
 }
 
-/// Reads a set after its opening bracket; gives what follows it.
-fn set(mut rest: &[u8]) -> (Box<[u64; 4]>, &[u8]) {
+/// Reads a set after its opening bracket; gives what follows it, and whether it was closed.
+fn set(mut rest: &[u8]) -> (Box<[u64; 4]>, &[u8], bool) {
     let mut bits = Box::new([0u64; 4]);
     let mut add = |byte: u8| bits[usize::from(byte >> 6)] |= 1 << (byte & 63);
     let negated = rest.first() == Some(&b'^');
     if negated {
         rest = &rest[1..];
     }
-    loop {
+    let is_closed = loop {
         match rest {
-            [] => break,
+            [] => break false,
             [b'\\', literal, after @ ..] => {
                 add(*literal);
                 rest = after;
             }
             [b']', after @ ..] => {
                 rest = after;
-                break;
+                break true;
             }
             [from, b'-', to, after @ ..] => {
                 let (from, to) = (*from as i8, *to as i8);
@@ -229,11 +259,11 @@ fn set(mut rest: &[u8]) -> (Box<[u64; 4]>, &[u8]) {
                 rest = after;
             }
         }
-    }
+    };
     if negated {
         bits.iter_mut().for_each(|word| *word = !*word);
     }
-    (bits, rest)
+    (bits, rest, is_closed)
 }
 
 #[cfg(test)]
@@ -274,6 +304,25 @@ mod tests {
         }
         assert_eq!(Glob::parse("").unwrap_err(), GlobError::Empty);
         assert_eq!(Glob::parse(&"x".repeat(MAX_BYTES + 1)).unwrap_err(), GlobError::TooLong);
+    }
+
+    #[test]
+    fn tells_open_sets_and_how_many_commas_there_may_be() {
+        for (pattern, closed, commas) in [
+            ("a:42,*", true, &[false, true, true][..]),
+            ("a:42", true, &[true, false]),
+            ("a:[4", false, &[true, false]),
+            ("a:\\[4", true, &[true, false]),
+            ("a:[4],?", true, &[false, true, true, false]),
+            ("a:[+-,]\\,", true, &[false, true, true, false]),
+            ("*", true, &[true, true, true]),
+        ] {
+            let glob = Glob::parse(pattern).unwrap();
+            assert_eq!(glob.is_closed(), closed, "{pattern}");
+            for (count, wanted) in commas.iter().enumerate() {
+                assert_eq!(glob.admits_commas(count), *wanted, "{pattern} {count}");
+            }
+        }
     }
 
     #[test]

@@ -5,14 +5,16 @@
 //! or not there, the entry does not bear the tag; so an entry that says that the row is absent bears those that its key
 //! alone tells. `{{` and `}}` stand for braces.
 
+mod templates;
+
 use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::entity::{Shape, hash};
-use crate::key::parts;
+pub use self::templates::Templates;
+use crate::key::{KeyColumn, hash, parts};
 
 /// Cells that tags are hashed into. Tags that share one are voided together, which costs misses.
 pub const CELLS: usize = 1 << 16;
@@ -40,10 +42,10 @@ impl Cell {
 }
 
 /// What a tag is made of.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Template(Vec<Part>);
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Part {
     Text(String),
     Column(String),
@@ -107,6 +109,30 @@ impl Template {
         })
     }
 
+    /// Whether this can be a tag of it, whatever the columns' texts are.
+    pub fn can_make(&self, tag: &str) -> bool {
+        let mut rest = tag;
+        // Whether what comes next may be preceded by a column's text.
+        let mut after_column = false;
+        for (i, part) in self.0.iter().enumerate() {
+            match part {
+                Part::Column(_) => after_column = true,
+                Part::Text(text) => {
+                    let is_last = i + 1 == self.0.len();
+                    let left = match (after_column, is_last) {
+                        (false, _) => rest.strip_prefix(text.as_str()),
+                        (true, true) => return rest.ends_with(text.as_str()),
+                        // The first place: whatever follows has the most room then.
+                        (true, false) => rest.find(text.as_str()).map(|at| &rest[at + text.len()..]),
+                    };
+                    let Some(left) = left else { return false };
+                    (rest, after_column) = (left, false);
+                }
+            }
+        }
+        after_column || rest.is_empty()
+    }
+
     /// The tag, if every column has a text.
     fn fill<'a>(&self, column: impl Fn(&str) -> Option<&'a str>) -> Option<String> {
         let mut tag = String::new();
@@ -121,12 +147,12 @@ impl Template {
 }
 
 /// The tags that an entry bears: `key` is its key within its entity, `value` its JSON, `None` if the row is absent.
-pub fn tags(templates: &[Template], shape: &Shape, key: &str, value: Option<&[u8]>) -> Vec<String> {
+pub fn tags(templates: &[Template], columns: &[KeyColumn], key: &str, value: Option<&[u8]>) -> Vec<String> {
     if templates.is_empty() {
         return Vec::new();
     }
     let key: Vec<Cow<'_, str>> = parts(key).collect();
-    let in_key = |name: &str| shape.key.iter().position(|column| column.name == name);
+    let in_key = |name: &str| columns.iter().position(|column| column.name == name);
     let mut wanted: Vec<&str> = templates.iter().flat_map(Template::columns).filter(|n| in_key(n).is_none()).collect();
     wanted.sort_unstable();
     wanted.dedup();
@@ -189,21 +215,21 @@ fn text(value: &RawValue) -> Option<Cow<'_, str>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::{KeyColumn, KeyType};
+    use crate::key::KeyType;
 
-    fn shape(key: &[&str]) -> Shape {
+    fn columns(key: &[&str]) -> Vec<KeyColumn> {
         let column = |name: &&str| KeyColumn {
             name: (*name).to_owned(),
             type_oid: 0,
             key_type: KeyType::Text,
             cast: String::new(),
         };
-        Shape { key: key.iter().map(column).collect(), ..Shape::unknown(0) }
+        key.iter().map(column).collect()
     }
 
     fn of(templates: &[&str], key: &str, value: Option<&str>) -> Vec<String> {
         let templates: Vec<Template> = templates.iter().map(|text| text.parse().unwrap()).collect();
-        tags(&templates, &shape(&["id", "code"]), key, value.map(str::as_bytes))
+        tags(&templates, &columns(&["id", "code"]), key, value.map(str::as_bytes))
     }
 
     #[test]
@@ -228,6 +254,27 @@ mod tests {
         assert_eq!(of(&["all", "{id}", "{tenant}"], "7,x", None), ["all", "7"], "what the key alone tells");
         assert_eq!(of(&["all", "{n}"], "7,x", Some("[1]")), ["all"], "no object");
         assert!(of(&[], "7,x", Some(value)).is_empty());
+    }
+
+    #[test]
+    fn a_template_tells_what_can_be_a_tag_of_it() {
+        for (template, yes, no) in [
+            ("all", &["all"][..], &["al", "alls", ""][..]),
+            ("tenant:{t}", &["tenant:7", "tenant:"], &["teannt:7", "tenant"]),
+            ("{t}", &["", "x"], &[]),
+            ("{a}-{b}!", &["1-2!", "-!", "a-b-c!"], &["1-2", "12!", "!-"]),
+            ("a{b}a", &["aa", "aba"], &["a", "ab"]),
+            ("{{{id}}}", &["{7}"], &["7", "{7"]),
+            ("{a}{b}x", &["x", "yx"], &["xy"]),
+        ] {
+            let template: Template = template.parse().unwrap();
+            for tag in yes {
+                assert!(template.can_make(tag), "{template:?} {tag}");
+            }
+            for tag in no {
+                assert!(!template.can_make(tag), "{template:?} {tag}");
+            }
+        }
     }
 
     #[test]

@@ -4,15 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::{MutexGuard, watch};
-use tokio::time::{sleep, sleep_until};
+use tokio::sync::watch;
+use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use super::keys::{KeysError, Page, Which};
-use super::{Phase, Progress, Standing, State, TICK, Trigger, Walk, Warming, place};
-use crate::cache::answer::ReadError;
-use crate::cache::permits::Permit;
+use super::keys::Which;
+use super::{Leadership, Phase, Progress, State, Trigger, Walk, Warming, place};
 use crate::entity::{Entity, EntryKey, Generation};
 use crate::metrics::Warmed;
 
@@ -20,17 +18,13 @@ use crate::metrics::Warmed;
 const PAGE: u64 = 500;
 /// Keys of one page where a SELECT gives them, which is run anew for each page.
 const SELECT_PAGE: u64 = 5000;
-/// Batches a second, where the rate is low.
-const BATCHES: u32 = 10;
-/// How often it is looked whether readers leave anything.
-const POLL: Duration = Duration::from_millis(5);
-/// Pauses while Postgres does not answer.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// How often a batch of hot keys is tried: what comes after it must not wait for a table that is locked.
 const HOT_TRIES: usize = 2;
+/// How long a walk waits for the hot sets of other entities.
+const HOT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a job does.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Kind {
     /// Whether what is read most is warmed first.
     pub hot: bool,
@@ -43,24 +37,44 @@ pub(super) struct Kind {
 /// One entity's job.
 #[derive(Debug)]
 pub(super) struct Job {
-    entity: Arc<Entity>,
+    pub entity: Arc<Entity>,
     kind: Kind,
+    trigger: Trigger,
+    /// In which term it was begun.
+    term: u64,
     /// Ends it.
     pub cancel: CancellationToken,
     progress: Mutex<Progress>,
     began: Instant,
     /// Counted among those whose hot sets come first.
-    hot: Mutex<Option<HotTurn>>,
-    /// When the next batch may begin.
-    due: Mutex<Instant>,
+    pub hot: Mutex<Option<HotTurn>>,
+    /// When the next batch, or page of keys, may begin.
+    pub due: Mutex<Instant>,
+    /// Which generation it warms, once it does.
+    generation: Mutex<Option<Generation>>,
+}
+
+/// A job that has ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// The entity's id.
+    pub entity: usize,
+    /// What it did.
+    pub kind: Kind,
+    /// How it ended.
+    pub state: State,
+    /// Which generation it warmed last.
+    pub generation: Option<Generation>,
+    /// In which term it was begun.
+    pub term: u64,
 }
 
 /// One of those whose hot sets are still to be warmed, until it is dropped.
 #[derive(Debug)]
-struct HotTurn(watch::Sender<usize>);
+pub(super) struct HotTurn(watch::Sender<usize>);
 
 impl HotTurn {
-    fn take(jobs: &watch::Sender<usize>) -> Self {
+    pub(super) fn take(jobs: &watch::Sender<usize>) -> Self {
         jobs.send_modify(|count| *count += 1);
         HotTurn(jobs.clone())
     }
@@ -81,11 +95,17 @@ enum Passed {
 }
 
 impl Job {
-    pub(super) fn new(entity: Arc<Entity>, trigger: Trigger, kind: Kind, hot_jobs: &watch::Sender<usize>) -> Self {
-        let progress = Mutex::new(Progress::new(&entity.name, trigger));
+    pub(super) fn new(
+        (number, entity): (u64, Arc<Entity>),
+        (trigger, term): (Trigger, u64),
+        kind: Kind,
+        hot_jobs: &watch::Sender<usize>,
+    ) -> Self {
+        let progress = Mutex::new(Progress::new(number, &entity.name, trigger));
         let hot = Mutex::new(kind.hot.then(|| HotTurn::take(hot_jobs)));
         let (cancel, began) = (CancellationToken::new(), Instant::now());
-        Job { entity, kind, cancel, progress, began, hot, due: Mutex::new(began) }
+        let (due, generation) = (Mutex::new(began), Mutex::default());
+        Job { entity, kind, trigger, term, cancel, progress, began, hot, due, generation }
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -104,7 +124,7 @@ impl Job {
         change(&mut self.progress.lock());
     }
 
-    fn waits_for(&self, what: Option<&str>) {
+    pub(super) fn waits_for(&self, what: Option<&str>) {
         let mut progress = self.progress.lock();
         if progress.waits_for.as_deref() != what {
             progress.waits_for = what.map(str::to_owned);
@@ -115,12 +135,12 @@ impl Job {
     fn restart(&self) {
         self.tell(|progress| {
             let total = progress.total.take().filter(|_| progress.done == 0);
-            *progress = Progress { total, ..Progress::new(&progress.entity, progress.trigger) };
+            *progress = Progress { total, ..Progress::new(progress.job, &progress.entity, progress.trigger) };
         });
     }
 }
 
-impl<S: Standing> Warming<S> {
+impl<S: Leadership> Warming<S> {
     /// Performs a job to its end.
     pub(super) async fn perform(&self, job: &Job) {
         let ended = tokio::select! {
@@ -131,22 +151,31 @@ impl<S: Standing> Warming<S> {
         drop(job.hot.lock().take());
         let entity = &job.entity;
         self.parts.metrics.remaining(entity.id, 0);
+        let (state, error) = match ended {
+            Ok(state) => (state, None),
+            Err(error) => (State::Failed, Some(error)),
+        };
+        let generation = *job.generation.lock();
+        // Before it counts as ended: who sees that nothing runs sees what has become of what ran.
+        let (kind, term) = (job.kind.clone(), job.term);
+        self.ended.lock().push(Ended { entity: entity.id, kind, state, generation, term });
         let progress = {
             let mut progress = job.progress.lock();
             progress.seconds = job.began.elapsed().as_secs_f64();
             progress.waits_for = None;
-            match ended {
-                Ok(state) => progress.state = state,
-                Err(error) => {
-                    progress.state = State::Failed;
-                    progress.error = Some(error);
-                }
-            }
+            (progress.state, progress.error) = (state, error);
             progress.clone()
         };
         let Progress { trigger, state, done, filled, present, seconds, .. } = progress;
         match progress.error {
-            Some(error) => warn!(entity = entity.name, ?trigger, done, error, "warming has failed"),
+            Some(error) => {
+                self.parts.metrics.failed(entity.id);
+                warn!(entity = entity.name, ?trigger, done, error, "warming has failed");
+            }
+            // Once for each round: whoever wants to see that asks for it.
+            None if trigger == Trigger::Schedule => {
+                debug!(entity = entity.name, ?state, done, filled, present, seconds, "warming has ended");
+            }
             None if done > 0 || job.kind.walk.is_some() => {
                 info!(entity = entity.name, ?trigger, ?state, done, filled, present, seconds, "warming has ended");
             }
@@ -159,13 +188,27 @@ impl<S: Standing> Warming<S> {
         let mut resume = job.kind.resume;
         loop {
             self.able(job).await;
+            let began = Instant::now();
             // Taken before anything is read of the entity.
             let generation = job.entity.generation();
-            match self.pass(job, generation, resume).await? {
+            *job.generation.lock() = Some(generation);
+            let passed = self.pass(job, generation, resume).await;
+            let pace = &self.paces[job.entity.id];
+            if job.trigger == Trigger::Generation || matches!(passed, Ok(Passed::Voided)) {
+                pace.lock().ended(began, Instant::now());
+            }
+            match passed? {
                 Passed::Whole => return Ok(State::Done),
                 Passed::Voided => {
                     resume = false;
                     job.restart();
+                    let until = pace.lock().until().unwrap_or(began);
+                    if until > Instant::now() {
+                        // Nobody is to wait for that.
+                        drop(job.hot.lock().take());
+                        job.waits_for(Some("a pause: new generations of the entity follow each other"));
+                        sleep_until(until.into()).await;
+                    }
                     if job.kind.hot {
                         // Like the others, whose hot sets are as cold now.
                         job.hot.lock().get_or_insert_with(|| HotTurn::take(&self.hot_jobs));
@@ -195,8 +238,9 @@ impl<S: Standing> Warming<S> {
         }
         let Some(walk) = &job.kind.walk else { return Ok(Passed::Whole) };
         job.waits_for(Some("what is read most of other entities comes first"));
-        // The sender lives as long as this.
-        let _ = self.hot_jobs.subscribe().wait_for(|jobs| *jobs == 0).await;
+        let mut hot_jobs = self.hot_jobs.subscribe();
+        // The sender lives as long as this. And whoever takes too long does not keep all others from their walks.
+        let _ = timeout(HOT_PATIENCE, hot_jobs.wait_for(|jobs| *jobs == 0)).await;
         job.waits_for(None);
         self.go(job, generation, walk, resume).await
     }
@@ -205,7 +249,8 @@ impl<S: Standing> Warming<S> {
     async fn go(&self, job: &Job, generation: Generation, walk: &Walk, resume: bool) -> Result<Passed, String> {
         let (entity, l2) = (&job.entity, self.parts.hierarchy.l2.as_ref());
         let place = match l2.filter(|_| resume) {
-            Some(l2) => place::find(l2, entity, generation, walk).await,
+            // Where it cannot be known, the walk begins anew.
+            Some(l2) => place::find(l2, entity, generation, walk).await.ok().flatten(),
             None => None,
         };
         let mut resumed = place.is_some();
@@ -261,137 +306,5 @@ impl<S: Standing> Warming<S> {
             place::forget(l2, entity).await;
         }
         Ok(Passed::Whole)
-    }
-
-    /// A page of keys; `None` if they are of no use any more.
-    async fn page(
-        &self,
-        job: &Job,
-        generation: Generation,
-        walk: &Walk,
-        after: Option<&[String]>,
-        wanted: u64,
-    ) -> Result<Option<Page>, String> {
-        let entity = &job.entity;
-        let mut backoff = crate::retry::forever(PAUSES.0, PAUSES.1);
-        loop {
-            self.able(job).await;
-            let since = self.parts.hierarchy.watermark.restarted();
-            let page = self.parts.keys.page(entity, (&walk.which, walk.order), after, wanted, since).await;
-            if entity.generation() != generation {
-                return Ok(None);
-            }
-            match page {
-                Ok(page) => return Ok(Some(page)),
-                Err(KeysError::Refused(_)) if entity.is_reshaping() || !entity.is_servable() => {
-                    job.waits_for(Some("the table has changed"));
-                }
-                Err(KeysError::Refused(what)) => return Err(what),
-                Err(KeysError::Away(error)) => job.waits_for(Some(&error.to_string())),
-            }
-            sleep(backoff.next()).await;
-        }
-    }
-
-    /// Fills keys, batch by batch, each as often as `tries` says while Postgres does not answer. Ends early where the
-    /// generation does not stand any more.
-    async fn fill(
-        &self,
-        job: &Job,
-        generation: Generation,
-        keys: Vec<EntryKey>,
-        rate: u32,
-        tries: usize,
-    ) -> Result<(), String> {
-        let parts = &self.parts;
-        let entity = &job.entity;
-        let most = parts.filler.most_ahead(entity).min((rate / BATCHES).max(1) as usize);
-        for batch in keys.chunks(most) {
-            let mut backoff = crate::retry::forever(PAUSES.0, PAUSES.1);
-            for tried in 1.. {
-                let due = *job.due.lock();
-                sleep_until(due.into()).await;
-                let (mut turn, permit) = self.turn(job, batch.len()).await;
-                if entity.generation() != generation {
-                    return Ok(());
-                }
-                let began = Instant::now();
-                let mut ahead = parts.filler.fill_ahead(entity, batch.to_vec(), permit).await;
-                *turn = Instant::now() + began.elapsed();
-                drop(turn);
-                *job.due.lock() = began + Duration::from_secs_f64(batch.len() as f64 / f64::from(rate));
-                let error = ahead.error.take();
-                let away = match &error {
-                    Some(error) => !error.is_of_the_key(),
-                    None => ahead.unkept > 0 && parts.hierarchy.l2.as_ref().is_some_and(|l2| !l2.is_trusted()),
-                };
-                if away && tried < tries {
-                    // What was filled is only looked up then.
-                    job.waits_for(error.map(|error| error.to_string()).as_deref());
-                    sleep(backoff.next()).await;
-                    continue;
-                }
-                for (result, count) in [
-                    (Warmed::Filled, ahead.filled),
-                    (Warmed::Present, ahead.present),
-                    (Warmed::Unkept, ahead.unkept),
-                    (Warmed::Failed, ahead.failed),
-                ] {
-                    parts.metrics.keys(entity.id, result, count);
-                }
-                job.tell(|progress| {
-                    progress.add(&ahead);
-                    parts.metrics.remaining(entity.id, progress.remaining());
-                });
-                match error {
-                    // All others would fare alike; the results of a query each fare as they do.
-                    Some(ReadError::Refused(code))
-                        if entity.generation() == generation
-                            && (entity.query.is_none() || ahead.failed == batch.len() as u64) =>
-                    {
-                        return Err(format!("the database refuses to read rows: SQLSTATE {code}"));
-                    }
-                    _ => break,
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits until fills can be kept.
-    async fn able(&self, job: &Job) {
-        loop {
-            let hierarchy = &self.parts.hierarchy;
-            let waits_for = if !self.standing.leads() {
-                "this instance to apply changes"
-            } else if hierarchy.watermark.staleness().is_none_or(|behind| behind > self.parts.stale_after) {
-                "replication to catch up"
-            } else if hierarchy.l2.as_ref().is_some_and(|l2| !l2.is_trusted()) {
-                "L2 to be trusted"
-            } else if !job.entity.is_servable() || job.entity.is_reshaping() {
-                "the entity to be cached"
-            } else {
-                return job.waits_for(None);
-            };
-            job.waits_for(Some(waits_for));
-            sleep(TICK).await;
-        }
-    }
-
-    /// Waits until fills can be kept, nobody else's batch is under way, and readers leave the permits for one.
-    async fn turn(&self, job: &Job, keys: usize) -> (MutexGuard<'_, Instant>, Permit) {
-        loop {
-            self.able(job).await;
-            let turn = self.turn.lock().await;
-            sleep_until((*turn).into()).await;
-            if let Some(permit) = self.parts.filler.spare(keys) {
-                job.waits_for(None);
-                return (turn, permit);
-            }
-            // Another entity's job may go first.
-            drop(turn);
-            job.waits_for(Some("readers, who need Postgres more"));
-            sleep(POLL).await;
-        }
     }
 }

@@ -1,8 +1,10 @@
 //! Which keys are warmed: read from Postgres page by page, each from the last key of the one before on.
 //!
-//! One connection of its own, which can only read, for all entities together: a filter without an index takes long, and
-//! must not take it from readers. No snapshot is held from one page to the next: keys that come and go meanwhile are
-//! found or not, and the events on them see to their entries.
+//! One connection of its own for all entities together: a filter without an index takes long, and must not take it from
+//! readers. Each statement runs in a transaction that can only read and is rolled back, so that what an operator writes
+//! leaves nothing behind, not even a setting; and it is cancelled where nobody waits for it any more. No snapshot is held
+//! from one page to the next: keys that come and go meanwhile are found or not, and the events on them see to their
+//! entries.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -14,13 +16,16 @@ use tokio_postgres::{Client, Row};
 
 use crate::config::{SourceConfig, WarmOrder};
 use crate::entity::{Entity, EntryKey, Shape};
-use crate::source::{self, Followed, SourceError};
+use crate::source::{self, Canceller, Followed, SourceError};
 use crate::sql::quote_ident as quote;
 
 const PAGE: &str = include_str!("../../sql/warm_keys.sql");
 
 /// How long a page may take, the whole of a query that gives keys among it.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a table that is locked is waited for, in Postgres' words: others wait for the connection.
+const LOCK_TIMEOUT: &str = "2s";
 
 /// How much longer the server's word on that is waited for.
 const MARGIN: Duration = Duration::from_secs(2);
@@ -45,6 +50,8 @@ pub struct Page {
     pub last: Option<Vec<String>>,
     /// Whether there may be more.
     pub more: bool,
+    /// How long Postgres took.
+    pub took: Duration,
 }
 
 /// Why there is no page.
@@ -62,16 +69,37 @@ pub enum KeysError {
 pub struct Keys {
     config: SourceConfig,
     followed: Arc<Followed>,
-    client: Mutex<Option<(Client, Instant)>>,
+    session: Mutex<Option<Session>>,
 }
+
+/// A connection.
+struct Session {
+    client: Client,
+    canceller: Canceller,
+    made: Instant,
+}
+
+/// A statement that is under way. Dropped before its end, it is cancelled on the server.
+struct Statement(Option<Canceller>);
+
+impl Drop for Statement {
+    fn drop(&mut self) {
+        if let Some(canceller) = self.0.take() {
+            canceller.cancel();
+        }
+    }
+}
+
+const WHAT: &str = "read keys to warm";
 
 impl Keys {
     /// Of the server that is followed.
     pub fn new(config: SourceConfig, followed: Arc<Followed>) -> Self {
-        Keys { config, followed, client: Mutex::default() }
+        Keys { config, followed, session: Mutex::default() }
     }
 
-    /// How many keys Postgres' planner expects, of `limit` at most. It runs nothing, but looks at the whole statement.
+    /// How many keys Postgres' planner expects, of `limit` at most. It runs nothing, but looks at the whole statement; and it
+    /// waits for nobody else's page.
     ///
     /// # Errors
     /// As [`Keys::page`].
@@ -83,7 +111,11 @@ impl Keys {
         since: Instant,
     ) -> Result<u64, KeysError> {
         let statement = statement(entity, &entity.shape(), which, order, false, limit);
-        let rows = self.query(since, &format!("EXPLAIN (FORMAT JSON) {statement}"), &[]).await?;
+        let statement = format!("EXPLAIN (FORMAT JSON) {statement}");
+        let rows = match self.session.try_lock() {
+            Ok(mut kept) => self.query(&mut kept, since, &statement, &[]).await?,
+            Err(_under_way) => self.query(&mut None, since, &statement, &[]).await?,
+        };
         let plan: serde_json::Value = rows.first().and_then(|row| row.try_get(0).ok()).unwrap_or_default();
         // The planner's estimates are at least 1; without one, all that may come is expected.
         Ok(plan[0]["Plan"]["Plan Rows"].as_f64().map_or(limit, |rows| rows as u64).min(limit))
@@ -108,8 +140,11 @@ impl Keys {
         }
         let statement = statement(entity, &shape, which, order, after.is_some(), limit);
         let params: Vec<&(dyn ToSql + Sync)> = after.iter().flat_map(|after| after.iter()).map(|v| v as _).collect();
-        let rows = self.query(since, &statement, &params).await?;
-        let mut page = Page { more: rows.len() as u64 >= limit, ..Page::default() };
+        let mut kept = self.session.lock().await;
+        let began = Instant::now();
+        let rows = self.query(&mut kept, since, &statement, &params).await?;
+        drop(kept);
+        let mut page = Page { more: rows.len() as u64 >= limit, took: began.elapsed(), ..Page::default() };
         for row in rows {
             let values: Result<Vec<String>, _> = (0..width).map(|column| row.try_get(column)).collect();
             let Ok(values) = values else {
@@ -124,51 +159,78 @@ impl Keys {
         Ok(page)
     }
 
-    /// Over a connection that was made after `since`.
+    /// Over the connection that is kept, if it was made after `since`, or a new one, which is kept then.
     async fn query(
         &self,
+        kept: &mut Option<Session>,
         since: Instant,
         statement: &str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, KeysError> {
-        const WHAT: &str = "read keys to warm";
-        let mut kept = self.client.lock().await;
         // Taken out meanwhile: if this future is dropped, an answer may be on its way that the next one must not read.
-        let (client, made) = match kept.take().filter(|(client, made)| !client.is_closed() && *made >= since) {
-            Some(connected) => connected,
-            None => (self.connect().await.map_err(KeysError::Away)?, Instant::now()),
+        let mut session = match kept.take().filter(|session| !session.client.is_closed() && session.made >= since) {
+            Some(session) => session,
+            None => self.connect().await.map_err(KeysError::Away)?,
         };
+        let mut under_way = Statement(Some(session.canceller.clone()));
         let after = STATEMENT_TIMEOUT + MARGIN;
         let late = |_| KeysError::Away(SourceError::Timeout { what: WHAT, after });
-        let done = tokio::time::timeout(after, client.query(statement, params)).await.map_err(late)?;
-        if !client.is_closed() {
-            *kept = Some((client, made));
+        let rows =
+            tokio::time::timeout(after, read_only(&mut session.client, statement, params)).await.map_err(late)?;
+        under_way.0 = None;
+        if !session.client.is_closed() {
+            *kept = Some(session);
         }
-        done.map_err(|error| refused(WHAT, error))
+        rows.map_err(|error| refused(WHAT, error))
     }
 
-    async fn connect(&self) -> Result<Client, SourceError> {
+    async fn connect(&self) -> Result<Session, SourceError> {
+        let made = Instant::now();
         let client = source::connect(&self.config, Some(STATEMENT_TIMEOUT)).await?;
         let server = source::which_server(&client, self.config.dead_after).await?;
         if !self.followed.admits(server.as_ref()) {
             return Err(SourceError::Moved);
         }
-        let pinned = client.batch_execute("SET default_transaction_read_only = on").await;
+        let pins = format!("SET default_transaction_read_only = on; SET lock_timeout = '{LOCK_TIMEOUT}'");
+        let pinned = client.batch_execute(&pins).await;
         pinned.map_err(|error| SourceError::postgres("prepare to read keys", error))?;
-        Ok(client)
+        let canceller = Canceller::new(&self.config, &client)?;
+        Ok(Session { client, canceller, made })
     }
+}
+
+/// Runs a statement in a transaction of its own, which can only read. In it that cannot be changed any more once a
+/// statement has begun, and what a function sets is set back; advisory locks that it takes are given back.
+async fn read_only(
+    client: &mut Client,
+    statement: &str,
+    params: &[&(dyn ToSql + Sync)],
+) -> Result<Vec<Row>, tokio_postgres::Error> {
+    let transaction = client.build_transaction().read_only(true).start().await?;
+    let rows = transaction.query(statement, params).await;
+    let ended = transaction.rollback().await;
+    // Of all that a transaction can do that only reads, this alone outlives it: also where the statement has failed.
+    let unlocked = client.batch_execute("SELECT pg_advisory_unlock_all()").await;
+    let rows = rows?;
+    ended.and(unlocked)?;
+    Ok(rows)
 }
 
 /// What Postgres says of a statement goes back to whoever wrote it; anything else may pass.
 fn refused(what: &'static str, error: tokio_postgres::Error) -> KeysError {
     let Some(db) = error.as_db_error() else { return KeysError::Away(SourceError::postgres(what, error)) };
     let code = db.code().code();
-    // Connections, resources, the server's own state, and conflicts with others.
-    if ["08", "53", "57P", "58", "XX", "40"].iter().any(|class| code.starts_with(class)) {
+    // Connections, resources, the server's own state, and conflicts with others: locks that are not given in time, too.
+    if ["08", "53", "57P", "58", "XX", "40", "55P03"].iter().any(|class| code.starts_with(class)) {
         return KeysError::Away(SourceError::postgres(what, error));
     }
     let hint = db.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
     KeysError::Refused(format!("{}{hint}, SQLSTATE {code}", db.message()))
+}
+
+/// The statement that gives an entity's first page, of `limit` keys.
+pub fn first_page(entity: &Entity, which: &Which, order: WarmOrder, limit: u64) -> String {
+    statement(entity, &entity.shape(), which, order, false, limit)
 }
 
 /// A SELECT of the key's columns, without order. What others wrote ends with its line: it may end with a comment.
@@ -200,17 +262,17 @@ fn statement(entity: &Entity, shape: &Shape, which: &Which, order: WarmOrder, go
         WarmOrder::Desc => ("<", "DESC"),
     };
     let columns = each(&|i| format!("t.k{i}"));
-    let after = match (goes_on, which) {
-        (true, _) => {
-            format!("({columns}) {sign} ({})", each(&|i| format!("${}::text::{}", i + 1, shape.key[i].cast)))
-        }
-        (false, Which::Rows(_)) => "true".to_owned(),
-        // A null is no key, and nothing comes after it.
-        (false, Which::Select(_)) => format!("({columns}) IS NOT NULL"),
-    };
-    // Templates' comments mention the placeholders, too: only the statement is kept.
-    let statement: String = PAGE.lines().filter(|line| !line.starts_with("--")).collect::<Vec<_>>().join("\n");
-    statement
+    let mut conditions = Vec::new();
+    if goes_on {
+        let last = each(&|i| format!("${}::text::{}", i + 1, shape.key[i].cast));
+        conditions.push(format!("({columns}) {sign} ({last})"));
+    }
+    if matches!(which, Which::Select(_)) {
+        // What has a null is no key, and nothing comes after it.
+        conditions.push(format!("({columns}) IS NOT NULL"));
+    }
+    let after = if conditions.is_empty() { "true".to_owned() } else { conditions.join(" AND ") };
+    crate::sql::statement(PAGE)
         .replace("{columns}", &each(&|i| format!("t.k{i}::text")))
         .replace("{names}", &each(&|i| format!("k{i}")))
         .replace("{after}", &after)
@@ -258,6 +320,9 @@ mod tests {
             text.contains("FROM (select 1, 'x'\n) AS s(k0, k1)\n) AS t(k0, k1)\nWHERE (t.k0, t.k1) IS NOT NULL\n"),
             "{text}"
         );
+        let text = statement(&entity, &entity.shape(), &select, WarmOrder::Asc, true, 1);
+        let after = "WHERE (t.k0, t.k1) > ($1::text::pg_catalog.int4, $2::text::pg_catalog.text) AND (t.k0, t.k1) IS NOT NULL\n";
+        assert!(text.contains(after), "{text}");
         assert!(source(&entity, &entity.shape(), &Which::Rows(None)).ends_with("\"My rows\" WHERE (a > 0\n)"));
     }
 }

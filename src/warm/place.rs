@@ -8,10 +8,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Walk;
-use crate::cache::l2::L2;
+use crate::cache::l2::{L2, L2Error};
+use crate::config::MAX_RATE;
 use crate::entity::{Entity, Generation};
 
-/// A place that nobody has gone on from for so long is forgotten.
+/// A place that nobody has gone on from for so long is forgotten; or for the entity's ttl, if that is shorter: then what
+/// was warmed before it is over, too.
 const TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// A place in a walk.
@@ -25,6 +27,10 @@ pub(super) struct Place {
     pub after: Vec<String>,
     /// How many keys were warmed.
     pub done: u64,
+    /// As [`Walk::limit`], of that walk.
+    pub limit: u64,
+    /// As [`Walk::rate`], of that walk.
+    pub rate: u32,
 }
 
 fn name(entity: &Entity) -> String {
@@ -33,19 +39,31 @@ fn name(entity: &Entity) -> String {
 
 /// Keeps a place. If that fails, a crash costs so much more.
 pub(super) async fn keep(l2: &L2, entity: &Entity, generation: Generation, walk: &Walk, after: &[String], done: u64) {
-    let place = Place { generation: generation.0, walk: walk.signature(), after: after.to_vec(), done };
+    let Walk { limit, rate, .. } = *walk;
+    let place = Place { generation: generation.0, walk: walk.fingerprint(), after: after.to_vec(), done, limit, rate };
     // A struct of strings and numbers always serializes.
     let text = serde_json::to_vec(&place).unwrap_or_default();
-    if let Err(error) = l2.keep_note(&name(entity), &text, TTL).await {
+    if let Err(error) = l2.keep_note(&name(entity), &text, TTL.min(entity.ttl)).await {
         tracing::debug!(%error, entity = entity.name, "keep the place in warming");
     }
 }
 
-/// The place where this very walk was interrupted in this generation, if it was.
-pub(super) async fn find(l2: &L2, entity: &Entity, generation: Generation, walk: &Walk) -> Option<Place> {
-    let place: Place = serde_json::from_slice(&l2.note(&name(entity)).await.ok()??).ok()?;
-    let same = place.generation == generation.0 && place.walk == walk.signature();
-    (same && place.after.len() == entity.shape().key.len()).then_some(place)
+/// The place where this very walk was interrupted in this generation, if it was; its limit and its rate may have been
+/// others.
+///
+/// # Errors
+/// If L2 is away or not trusted.
+pub(super) async fn find(
+    l2: &L2,
+    entity: &Entity,
+    generation: Generation,
+    walk: &Walk,
+) -> Result<Option<Place>, L2Error> {
+    let place = l2.note(&name(entity)).await?.and_then(|text| serde_json::from_slice::<Place>(&text).ok());
+    Ok(place.filter(|place| {
+        let same = place.generation == generation.0 && place.walk == walk.fingerprint();
+        same && place.after.len() == entity.shape().key.len() && place.limit > 0 && (1..=MAX_RATE).contains(&place.rate)
+    }))
 }
 
 /// Forgets the place: the walk has ended.

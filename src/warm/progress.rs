@@ -47,6 +47,8 @@ pub enum Phase {
 /// How far one job has come. All counts are of keys, since the generation began that is being warmed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
+    /// The job's number, which no other one has, of another process neither.
+    pub job: u64,
     /// The entity's name.
     pub entity: String,
     /// Why it is warmed.
@@ -83,8 +85,9 @@ pub struct Progress {
 
 impl Progress {
     /// Of a job that begins.
-    pub fn new(entity: &str, trigger: Trigger) -> Self {
+    pub fn new(job: u64, entity: &str, trigger: Trigger) -> Self {
         Progress {
+            job,
             entity: entity.to_owned(),
             trigger,
             state: State::Running,

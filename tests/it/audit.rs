@@ -261,11 +261,11 @@ async fn a_changed_table_is_no_finding() {
 async fn nothing_is_found_under_load() {
     const CONCLUSIVE: u64 = 3000;
     let mut shop = Shop::new("audit_load").await;
-    shop.config = shop.config.clone().set("audit", "rate", 5000);
+    shop.config = shop.config.set("audit", "rate", 5000).set("source", "dead_after", "60s");
     let daemon = shop.daemon().await;
     let load = shop.load(&daemon, 7);
     load.writes(500).await;
-    eventually_within(Duration::from_secs(60), "check entries of both tiers", || async {
+    eventually_within(Duration::from_secs(180), "check entries of both tiers", || async {
         let (l1, l2) = (checks(&daemon, Some("l1"), "ok").await, checks(&daemon, Some("l2"), "ok").await);
         if l1.min(l2) > CONCLUSIVE / 4 && l1 + l2 > CONCLUSIVE { Ok(()) } else { Err(format!("{l1} and {l2}")) }
     })

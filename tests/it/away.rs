@@ -18,7 +18,7 @@ const KEYS: usize = 20;
 /// `source.pool_size` here; besides, the daemon has the stream, the gate and the catalog.
 const POOL: i64 = 3;
 /// How long a refusal may take: `source.fill_timeout`, here 1 s, and a busy machine.
-const FAST: Duration = Duration::from_secs(3);
+const FAST: Duration = Duration::from_secs(8);
 
 /// 3: first hits are marked with their position and age, then refused; misses fail fast all along; when Postgres is back,
 /// it is asked by few connections, and by far fewer queries than there are readers.
@@ -28,7 +28,7 @@ async fn longer_than_max_staleness() {
     shop.config = shop
         .config
         .set("freshness", "stale_after", "500ms")
-        .set("freshness", "max_staleness", "3s")
+        .set("freshness", "max_staleness", "10s")
         .set("source", "fill_timeout", "1s")
         .set("source", "pool_size", POOL);
     counted_reads(&shop).await;
@@ -63,8 +63,8 @@ async fn longer_than_max_staleness() {
         if refused(response.status.as_u16()) { Ok(()) } else { Err(format!("{:?}", response.headers)) }
     })
     .await;
-    // Not before its time: the daemon was current at most a status interval before the stop.
-    assert!(began.elapsed() > Duration::from_millis(2500), "refused after {:?}", began.elapsed());
+    // Not before its time: the daemon was current a heartbeat before the stop, or little more.
+    assert!(began.elapsed() > Duration::from_secs(7), "refused after {:?}", began.elapsed());
     for id in 0..2 * KEYS {
         let asked = Instant::now();
         let response = http.get(&format!("/v1/counter/{id}")).await;
@@ -110,8 +110,8 @@ async fn longer_than_max_staleness() {
     };
     let (most, ()) = tokio::join!(watch, wait);
     assert_eq!(answered.load(Ordering::Relaxed), READERS);
-    // Two more while the ones of an attempt that failed are still ending.
-    assert!(most <= POOL + 3 + 2, "{most} connections at a time");
+    // Some more while the ones of attempts that failed are still ending.
+    assert!(most <= POOL + 3 + 6, "{most} connections at a time");
     let rows: i64 = sql.query_one("SELECT last_value FROM row_reads", &[]).await.unwrap().get(0);
     // The first round of misses made KEYS of them; after a crash, a sequence may have skipped 32.
     assert!(rows < KEYS as i64 + 32 + READERS as i64 / 2, "{rows} rows read for {READERS} readers");

@@ -13,14 +13,14 @@ use walcache::lsn::Lsn;
 use crate::harness::Stage;
 
 fn l2(stage: &Stage) -> L2 {
-    let second = Duration::from_secs(1);
+    let patience = Duration::from_secs(20);
     L2::new(l2::Config {
         url: stage.l2_url(),
         prefix: String::new(),
-        response_timeout: second,
-        connect_timeout: second,
-        lease_ttl: second,
-        lease_wait: second,
+        response_timeout: patience,
+        connect_timeout: patience,
+        lease_ttl: patience,
+        lease_wait: patience,
     })
     .unwrap()
 }

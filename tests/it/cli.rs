@@ -7,10 +7,13 @@ use std::process::Output;
 use tokio::process::Command;
 use walcache::sandbox::{PostgresOptions, RedisOptions};
 
-use crate::harness::{Config, Daemon, Entity, Finished, Stage, cli, needs_publications};
+use crate::harness::{Config, Daemon, Entity, Stage, cli, needs_publications};
 
 const SCHEMA: &str = "CREATE TABLE products (id int PRIMARY KEY, name text); CREATE TABLE bare (id int, name text);
     INSERT INTO products VALUES (1, 'one')";
+
+/// A port on which nobody listens, nor will.
+const NOWHERE: u16 = 1;
 
 async fn stage(name: &str) -> Stage {
     let stage = Stage::shared(name).await;
@@ -28,19 +31,6 @@ async fn raw(args: &[&str], dir: &Path) -> Output {
     command.args(args).current_dir(dir).env_remove("WALCACHE_CONFIG").kill_on_drop(true).output().await.unwrap()
 }
 
-/// Ended with this code, and said all of this, on whichever stream; never a panic or a debug print.
-#[track_caller]
-fn ended(finished: &Finished, code: i32, said: &[&str]) {
-    let text = format!("{}{}", finished.stdout, finished.stderr);
-    assert_eq!(finished.status.code(), Some(code), "{text}");
-    for wanted in said {
-        assert!(text.contains(wanted), "lacks {wanted:?}:\n{text}");
-    }
-    for unwanted in ["panicked", "Error {", "Error(", "Some("] {
-        assert!(!text.contains(unwanted), "has {unwanted:?}:\n{text}");
-    }
-}
-
 #[tokio::test]
 async fn a_configuration_with_a_mistake_names_the_place_and_what_is_meant() {
     let config = || product(Config::new("postgres://u:p@127.0.0.1/d", "s", "p", "redis://127.0.0.1", ""));
@@ -56,13 +46,13 @@ async fn a_configuration_with_a_mistake_names_the_place_and_what_is_meant() {
     ];
     for (config, said) in cases {
         for verb in [&["check"][..], &["setup"], &["run"]] {
-            ended(&cli(&config, verb, &[]).await, 78, said);
+            cli(&config, verb, &[]).await.ended(78, said);
         }
     }
     let env = [("WALCACHE__HTTP__LISTN", "127.0.0.1:1")];
-    ended(&cli(&config(), &["check"], &env).await, 78, &["WALCACHE__HTTP__LISTN", "did you mean `listen`?"]);
+    cli(&config(), &["check"], &env).await.ended(78, &["WALCACHE__HTTP__LISTN", "did you mean `listen`?"]);
     let offline = cli(&config(), &["check", "--offline"], &[]).await;
-    ended(&offline, 0, &["configuration: entities 1, errors 0"]);
+    offline.ended(0, &["configuration: entities 1, errors 0"]);
 }
 
 #[tokio::test]
@@ -94,18 +84,18 @@ async fn tables_that_cannot_be_cached() {
     let stage = stage("tables").await;
     let config = |table| stage.config().entity(Entity::new("product", table));
     let said = ["table_missing", "public.product does not exist", "did you mean public.products?"];
-    ended(&cli(&config("public.product"), &["check"], &[]).await, 1, &said);
-    ended(&cli(&config("product"), &["run"], &[]).await, 1, &said);
-    ended(&cli(&config("product"), &["setup", "--apply"], &[]).await, 1, &said);
+    cli(&config("public.product"), &["check"], &[]).await.ended(1, &said);
+    cli(&config("product"), &["run"], &[]).await.ended(1, &said);
+    cli(&config("product"), &["setup", "--apply"], &[]).await.ended(1, &said);
     let said = ["primary_key_missing", "public.bare", "ALTER TABLE \"public\".\"bare\" ADD PRIMARY KEY"];
-    ended(&cli(&config("bare"), &["check"], &[]).await, 1, &said);
-    ended(&cli(&config("bare"), &["run"], &[]).await, 1, &said[..2]);
+    cli(&config("bare"), &["check"], &[]).await.ended(1, &said);
+    cli(&config("bare"), &["run"], &[]).await.ended(1, &said[..2]);
     let key = || vec![toml::Value::from("id")];
     let keyed = stage.config().entity(Entity::new("bare", "bare").set("key", key()));
-    ended(&cli(&keyed, &["check"], &[]).await, 1, &["key_not_unique", "bare"]);
+    cli(&keyed, &["check"], &[]).await.ended(1, &["key_not_unique", "bare"]);
     let columns = vec![toml::Value::from("nam")];
     let columns = stage.config().entity(Entity::new("product", "products").set("columns", columns));
-    ended(&cli(&columns, &["check"], &[]).await, 1, &["column_missing", "did you mean name?"]);
+    cli(&columns, &["check"], &[]).await.ended(1, &["column_missing", "did you mean name?"]);
 
     let json = cli(&config("public.product"), &["check", "--json"], &[]).await;
     assert_eq!((json.status.code(), json.stderr.as_str()), (Some(1), ""));
@@ -121,7 +111,7 @@ async fn a_server_without_logical_decoding() {
     stage.execute(SCHEMA).await;
     let said = ["wal_level", "wal_level is replica", "ALTER SYSTEM SET wal_level = 'logical'", "restart the server"];
     for verb in [&["check"][..], &["run"], &["setup", "--apply"]] {
-        ended(&cli(&product(stage.config()), verb, &[]).await, 1, &said);
+        cli(&product(stage.config()), verb, &[]).await.ended(1, &said);
     }
 }
 
@@ -133,13 +123,13 @@ async fn a_role_without_replication() {
     let config = product(stage.config().set("source", "url", url));
     let alter = format!("ALTER ROLE \"{}\" REPLICATION", stage.name);
     let said = ["role_replication", alter.as_str(), "GRANT SELECT ON \"public\".\"products\""];
-    ended(&cli(&config, &["check"], &[]).await, 1, &said);
-    ended(&cli(&config, &["run"], &[]).await, 1, &said);
+    cli(&config, &["check"], &[]).await.ended(1, &said);
+    cli(&config, &["run"], &[]).await.ended(1, &said);
     // It cannot give itself what it lacks; an administrator can.
-    ended(&cli(&config, &["setup", "--apply"], &[]).await, 77, &["42501", "--url"]);
+    cli(&config, &["setup", "--apply"], &[]).await.ended(77, &["42501", "--url"]);
     let admin = stage.source_url();
-    ended(&cli(&config, &["setup", "--apply", "--url", &admin], &[]).await, 0, &[&alter, "errors 0"]);
-    ended(&cli(&config, &["check"], &[]).await, 0, &["errors 0"]);
+    cli(&config, &["setup", "--apply", "--url", &admin], &[]).await.ended(0, &[&alter, "errors 0"]);
+    cli(&config, &["check"], &[]).await.ended(0, &["errors 0"]);
 }
 
 #[tokio::test]
@@ -149,20 +139,19 @@ async fn a_wrong_password_and_a_server_that_is_not_there() {
     let config = product(stage.config().set("source", "url", wrong));
     for verb in [&["check"][..], &["run"], &["setup"]] {
         let finished = cli(&config, verb, &[]).await;
-        ended(&finished, 77, &["28P01", "source.url"]);
+        finished.ended(77, &["28P01", "source.url"]);
         assert!(!format!("{finished:?}").contains("mistaken123"), "{finished:?}");
     }
     let json = cli(&config, &["check", "--json"], &[]).await;
     let json: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
     assert_eq!(json["error"]["exit_code"], 77);
 
-    let nowhere =
-        product(stage.config().set("source", "url", stage.postgres.url_at(walcache::sandbox::free_port(), "x")));
+    let nowhere = product(stage.config().set("source", "url", stage.postgres.url_at(NOWHERE, "x")));
     for verb in [&["check"][..], &["setup"]] {
-        ended(&cli(&nowhere, verb, &[]).await, 69, &["connect", "source.url"]);
+        cli(&nowhere, verb, &[]).await.ended(69, &["connect", "source.url"]);
     }
     let database = product(stage.config().set("source", "url", stage.postgres.url("no_such_database")));
-    ended(&cli(&database, &["check"], &[]).await, 78, &["no_such_database", "3D000"]);
+    cli(&database, &["check"], &[]).await.ended(78, &["no_such_database", "3D000"]);
 }
 
 #[tokio::test]
@@ -174,7 +163,7 @@ async fn a_port_in_use() {
         let finished = cli(&config().set(section, "listen", address.as_str()), &["run"], &[]).await;
         assert_ne!(finished.status.code(), Some(0));
         let code = finished.status.code().unwrap();
-        ended(&finished, code, &[&address, &format!("[{section}] listen"), "in use", "choose another address"]);
+        finished.ended(code, &[&address, &format!("[{section}] listen"), "in use", "choose another address"]);
     }
 }
 
@@ -189,12 +178,12 @@ async fn setup_prints_then_applies_then_has_nothing_to_do() {
     // From Postgres 17 on more follows.
     let slot = format!("pg_create_logical_replication_slot('{}', 'pgoutput'", stage.name);
     let said = ["publication_missing", publication.as_str(), "setup"];
-    ended(&cli(&config, &["run"], &[]).await, 1, &said);
-    ended(&cli(&config, &["check"], &[]).await, 1, &said);
+    cli(&config, &["run"], &[]).await.ended(1, &said);
+    cli(&config, &["check"], &[]).await.ended(1, &said);
 
     let printed = cli(&config, &["setup"], &[]).await;
-    ended(&printed, 0, &[&publication, &slot, "CREATE SCHEMA IF NOT EXISTS walcache"]);
-    ended(&cli(&config, &["check"], &[]).await, 1, &said);
+    printed.ended(0, &[&publication, &slot, "CREATE SCHEMA IF NOT EXISTS walcache"]);
+    cli(&config, &["check"], &[]).await.ended(1, &said);
     // What is printed is what psql takes: on another database it is all that is needed.
     let copy = self::stage("setup_copy").await;
     let sql = printed.stdout.replace(&stage.name, &copy.name);
@@ -208,20 +197,20 @@ async fn setup_prints_then_applies_then_has_nothing_to_do() {
     tokio::io::AsyncWriteExt::write_all(&mut psql.stdin.take().unwrap(), sql.as_bytes()).await.unwrap();
     let psql = psql.wait_with_output().await.unwrap();
     assert!(psql.status.success(), "{psql:?}\n{sql}");
-    ended(&cli(&product(copy.config()), &["check"], &[]).await, 0, &["errors 0"]);
+    cli(&product(copy.config()), &["check"], &[]).await.ended(0, &["errors 0"]);
 
     let applied = cli(&config, &["setup", "--apply"], &[]).await;
-    ended(&applied, 0, &[&format!("applied: {publication}"), &slot, "check: errors 0"]);
-    ended(&cli(&config, &["check"], &[]).await, 0, &["configuration, database and Redis: entities 1, errors 0"]);
-    ended(&cli(&config, &["setup", "--apply"], &[]).await, 0, &["nothing to do"]);
-    ended(&cli(&config, &["setup"], &[]).await, 0, &["nothing to do"]);
+    applied.ended(0, &[&format!("applied: {publication}"), &slot, "check: errors 0"]);
+    cli(&config, &["check"], &[]).await.ended(0, &["configuration, database and Redis: entities 1, errors 0"]);
+    cli(&config, &["setup", "--apply"], &[]).await.ended(0, &["nothing to do"]);
+    cli(&config, &["setup"], &[]).await.ended(0, &["nothing to do"]);
 
     // A table more: only it is missing.
     let config = config.entity(Entity::new("other", "others"));
     stage.execute("CREATE TABLE others (id int PRIMARY KEY)").await;
     let add = format!("ALTER PUBLICATION \"{}\" ADD TABLE \"public\".\"others\"", stage.name);
     let added = cli(&config, &["setup", "--apply"], &[]).await;
-    ended(&added, 0, &[&add]);
+    added.ended(0, &[&add]);
     assert!(!added.stdout.contains("CREATE"), "{added:?}");
     let daemon = Daemon::start(&config).await;
     daemon.wait_ready().await;
@@ -233,10 +222,10 @@ async fn setup_prints_then_applies_then_has_nothing_to_do() {
 async fn a_redis_that_cannot_be_asked() {
     let stage = stage("no_redis").await;
     let config = product(stage.config());
-    ended(&cli(&config, &["setup", "--apply"], &[]).await, 0, &["errors 0"]);
-    let nowhere = format!("redis://:hidden@127.0.0.1:{}", walcache::sandbox::free_port());
+    cli(&config, &["setup", "--apply"], &[]).await.ended(0, &["errors 0"]);
+    let nowhere = format!("redis://:hidden@127.0.0.1:{NOWHERE}");
     let finished = cli(&config.clone().set("l2", "url", nowhere), &["check"], &[]).await;
-    ended(&finished, 1, &["l2_unavailable", "l2.url"]);
+    finished.ended(1, &["l2_unavailable", "l2.url"]);
     assert!(!format!("{finished:?}").contains("hidden"), "{finished:?}");
-    ended(&cli(&config.without("l2"), &["check"], &[]).await, 0, &["cached in process only", "errors 0"]);
+    cli(&config.without("l2"), &["check"], &[]).await.ended(0, &["cached in process only", "errors 0"]);
 }

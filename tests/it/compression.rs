@@ -125,3 +125,42 @@ async fn a_bomb_in_redis_is_read_by_nobody() {
     assert!(grown < 100, "{grown} MiB");
     scene.verify().await;
 }
+
+/// The snippet of `docs/entities.md`, as it stands there, gives the very bytes of a value, compressed or not.
+#[tokio::test]
+async fn the_documented_way_to_read_an_entry_gives_its_bytes() {
+    let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/entities.md");
+    let docs = std::fs::read_to_string(docs).unwrap();
+    let section = docs.split("\n## Compression").nth(1).expect("a section on compression");
+    let snippet = section.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a snippet");
+    if std::process::Command::new("zstd").arg("--version").output().is_err() {
+        println!("SKIPPED: the snippet needs zstd, which this machine lacks");
+        return;
+    }
+    let scene = Scene::open(
+        "pack_snippet",
+        r#"CREATE TABLE docs (id int PRIMARY KEY, big bigint, price numeric, body text);
+        INSERT INTO docs SELECT 41 + i, 9007199254740993, 1.10, repeat(E'"z":1,"v":"\\\\n %s $(x) `y`\\n}', 1 + (i - 1) * 2000)
+        FROM generate_series(1, 2) i"#,
+        |config| config.entity(Entity::new("doc", "public.docs").set("compress_above", "16KiB")),
+    )
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap_or_default());
+    for (key, compressed) in [(42, false), (43, true)] {
+        let value = scene.get(&format!("doc/{key}")).await.expect(200);
+        let text = value.text();
+        assert!(text.contains("9007199254740993") && text.contains(":1.10,"), "{text}");
+        let (entry, is_compressed) = stored(&scene, &format!("doc:{key}")).await.unwrap();
+        assert_eq!(is_compressed, compressed, "{key}");
+        // In place of the server: `--raw` gives the bytes, and ends them with a line.
+        std::fs::write(dir.path().join("entry"), &entry).unwrap();
+        let client = dir.path().join("redis-cli");
+        std::fs::write(&client, format!("#!/bin/sh\ncat '{}'\necho\n", dir.path().join("entry").display())).unwrap();
+        std::fs::set_permissions(&client, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let mut sh = tokio::process::Command::new("sh");
+        let done = sh.arg("-c").arg(snippet).env("PATH", &path).output().await.unwrap();
+        assert!(done.status.success() && done.stderr.is_empty(), "{done:?}");
+        assert!(done.stdout == value.body, "{key}: {}", String::from_utf8_lossy(&done.stdout));
+    }
+}

@@ -32,7 +32,13 @@ async fn killed_at(name: &str, seed: u64, points: &[Point]) {
         daemon.kill().await;
         for &point in points {
             let nth = match point {
-                Point::SlotRead | Point::Claimed | Point::BeforeRaise | Point::AfterRaise | Point::Voided => 1,
+                Point::SlotRead
+                | Point::Claimed
+                | Point::BeforeRaise
+                | Point::AfterRaise
+                | Point::Voided
+                | Point::BeforeSweep
+                | Point::Swept => 1,
                 Point::AfterConfirm => rng.random_range(1..4),
                 _ => rng.random_range(1..16),
             };
@@ -41,7 +47,7 @@ async fn killed_at(name: &str, seed: u64, points: &[Point]) {
             if matches!(point, Point::BeforeRaise | Point::AfterRaise) {
                 shop.truncate(&sql).await.unwrap();
             }
-            if point == Point::Voided {
+            if matches!(point, Point::Voided | Point::BeforeSweep | Point::Swept) {
                 sql.batch_execute("SELECT walcache.invalidate_pattern('counter:1?')").await.unwrap();
             }
             let status = daemon.wait().await;
@@ -93,7 +99,7 @@ async fn killed_again_and_again_under_load() {
         daemon = shop.daemon().await;
     }
     let done = load.stop().await;
-    assert!(judged > 50, "O4 looked at {judged} entries only: {done:?}");
+    assert!(judged > 20, "O4 looked at {judged} entries only: {done:?}");
     assert!(done.raw_reads > 100, "{done:?}");
     let compared = shop.equals_postgres(&daemon).await;
     assert!(compared.entries > 30, "{compared:?}");

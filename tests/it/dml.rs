@@ -253,3 +253,27 @@ async fn an_entity_of_some_columns_shows_no_others() {
     assert_eq!((response.text().as_str(), response.header("x-cache")), (r#"{"n":11,"id":1}"#, "HIT-L2"));
     scene.verify().await;
 }
+
+/// Columns may be named as anything in the statement that reads rows.
+#[tokio::test]
+async fn columns_named_as_what_is_read_with() {
+    let schema = "CREATE TYPE pair AS (a int, b text);
+        CREATE TABLE odd (id int PRIMARY KEY, v pair, k int, k0 int, ord int, t pair, value text, hi int, walcache_row pair);
+        INSERT INTO odd VALUES (1, (1, 'x'), 2, 3, 4, (5, 'y'), 'six', 7, (8, 'z'));
+        CREATE TABLE part (id int PRIMARY KEY, v pair, x int); INSERT INTO part VALUES (1, (1, 'hidden'), 7);";
+    let scene = Scene::open("dml_odd", schema, |config| {
+        let part = Entity::new("part", "part").set("columns", vec![toml::Value::from("id"), toml::Value::from("x")]);
+        config.entity(Entity::new("odd", "odd")).entity(part)
+    })
+    .await;
+    let of = |n: i32| {
+        json!({"id": 1, "v": {"a": 1, "b": "x"}, "k": n, "k0": 3, "ord": 4, "t": {"a": 5, "b": "y"}, "value": "six",
+            "hi": 7, "walcache_row": {"a": 8, "b": "z"}})
+    };
+    assert_eq!(scene.warm("odd/1").await.json(), of(2));
+    assert_eq!(scene.warm("part/1").await.json(), json!({"id": 1, "x": 7}));
+    scene.write("UPDATE odd SET k = 3; UPDATE part SET x = 8").await;
+    assert_eq!(scene.warm("odd/1").await.json(), of(3));
+    assert_eq!(scene.warm("part/1").await.json(), json!({"id": 1, "x": 8}));
+    scene.verify().await;
+}

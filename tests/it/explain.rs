@@ -133,7 +133,7 @@ async fn a_change_on_its_way() {
     judged(&late, "on_its_way", "on_its_way", &words);
     let told = cli(&scene.config, &["verify", "--all", "--admin", scene.daemon.admin_address()], &[]).await;
     assert_eq!(told.status.code(), Some(69), "neither equal nor wrong: {told:?}");
-    assert!(told.stdout.contains("without a verdict: 1 in l2: replication did not come"), "{told:?}");
+    assert!(told.stdout.contains("without a verdict: item:1 in l2: replication did not come"), "{told:?}");
     rustix::process::kill_process(walsender, rustix::process::Signal::CONT).unwrap();
     scene.daemon.wait_applied(end).await;
     judged(&explain(&scene, "item/1").await, "unservable", "agrees", &["L2 and Postgres agree"]);

@@ -8,9 +8,7 @@ use tokio_postgres::Client;
 use walcache::lsn::Lsn;
 use walcache::sandbox::{Postgres, PostgresOptions, RedisOptions};
 
-use crate::harness::{
-    Daemon, Histories, Proxy, ROWS, Shop, Stage, cli, current_lsn, eventually, eventually_within, version,
-};
+use crate::harness::{Daemon, Histories, Proxy, ROWS, Shop, cli, current_lsn, eventually, eventually_within, version};
 
 /// How long the synchronization of slots may sleep between two rounds.
 const SLOTS_SYNCED: Duration = Duration::from_secs(60);
@@ -45,13 +43,7 @@ async fn pair(name: &str, standby: PostgresOptions) -> Pair {
 
 /// The same shop on another server; what was written before is not on record there.
 fn moved_to(shop: &Shop, postgres: Postgres) -> Shop {
-    let before = &shop.stage;
-    let stage = Stage {
-        postgres: Arc::new(postgres),
-        redis: before.redis.clone(),
-        name: before.name.clone(),
-        redis_database: before.redis_database,
-    };
+    let stage = shop.stage.moved_to(Arc::new(postgres), shop.stage.redis.clone());
     let (config, histories) = (shop.config.clone(), Arc::new(Histories::new(ROWS)));
     Shop { stage: Arc::new(stage), config, histories }
 }
@@ -65,10 +57,6 @@ async fn replayed(standby: &Postgres, lsn: Lsn) {
         if at >= lsn { Ok(()) } else { Err(at) }
     })
     .await;
-}
-
-async fn generation(daemon: &Daemon) -> u64 {
-    daemon.status().await["entities"][0]["generation"].as_u64().unwrap()
 }
 
 /// `system/timeline`, once the daemon streams from there.
@@ -160,7 +148,7 @@ async fn a_standby_without_the_last_commits_is_promoted() {
     let daemon = pair.shop.daemon().await;
     let (system, pid) = (system(&pair.shop.sql().await).await, daemon.pid());
     let end = with_lost_commits(&pair, &daemon).await;
-    let before = generation(&daemon).await;
+    let before = daemon.generation().await;
     pair.shop.stage.postgres.kill().await.unwrap();
     pair.standby.promote().await.unwrap();
     // To make a slot waits for this; what was cached is not served until then.
@@ -179,7 +167,7 @@ async fn a_standby_without_the_last_commits_is_promoted() {
     assert_eq!(daemon.status().await["replication"]["connected"], false, "the slot was not made yet");
     new.batch_execute("COMMIT").await.unwrap();
     until_follows(&daemon, &format!("{system}/2")).await;
-    assert!(generation(&daemon).await > before);
+    assert!(daemon.generation().await > before);
     let shop = moved_to(&pair.shop, pair.standby);
     all_is_well(&shop, &daemon, end).await;
     assert_eq!(daemon.pid(), None, "it was killed at the end, and had not exited before: {pid:?}");
@@ -192,7 +180,7 @@ async fn a_standby_is_promoted_while_no_daemon_runs() {
     let daemon = pair.shop.daemon().await;
     let system = system(&pair.shop.sql().await).await;
     let end = with_lost_commits(&pair, &daemon).await;
-    let before = generation(&daemon).await;
+    let before = daemon.generation().await;
     daemon.kill().await;
     pair.shop.stage.postgres.kill().await.unwrap();
     pair.standby.promote().await.unwrap();
@@ -200,7 +188,7 @@ async fn a_standby_is_promoted_while_no_daemon_runs() {
     let shop = moved_to(&pair.shop, pair.standby);
     let daemon = shop.daemon().await;
     until_follows(&daemon, &format!("{system}/2")).await;
-    assert!(generation(&daemon).await > before);
+    assert!(daemon.generation().await > before);
     all_is_well(&shop, &daemon, end).await;
 }
 
@@ -348,7 +336,7 @@ async fn another_cluster_answers() {
     .await
     .unwrap();
     shop.equals_postgres(&daemon).await;
-    let before = generation(&daemon).await;
+    let before = daemon.generation().await;
     let end = current_lsn(&sql).await;
 
     let other = Postgres::start(PostgresOptions::new()).await.unwrap();
@@ -368,7 +356,7 @@ async fn another_cluster_answers() {
     front.lead_to(other.port());
     front.cut();
     until_follows(&daemon, &format!("{system}/1")).await;
-    assert!(generation(&daemon).await > before);
+    assert!(daemon.generation().await > before);
     for id in 0..20 {
         assert_eq!(read(&daemon, id).await, (id < 10).then_some(7), "{id}");
     }

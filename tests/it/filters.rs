@@ -1,7 +1,9 @@
 //! Fault 5: row filters and column lists of publications. An entity is what is published: rows outside of the filter are
 //! absent, whether the stream tells of them or a fill; columns outside of the list are read, and never refreshed.
 
-use crate::harness::{Entity, Scene, Stage, cli, codes, eventually, findings, mend, needs_publications};
+use crate::harness::{
+    Entity, LONG_LIMIT, Scene, Stage, cli, codes, eventually, eventually_within, findings, mend, needs_publications,
+};
 use crate::publications::has_filters;
 
 const SCHEMA: &str = "CREATE TABLE items (id int PRIMARY KEY, active bool NOT NULL, n int, name text, k0 int, ord int,
@@ -265,7 +267,7 @@ async fn columns_outside_of_the_list_are_read_and_never_stale() {
     // The list gets longer.
     let name = &scene.stage.name;
     scene.write(&format!("ALTER PUBLICATION {name} SET TABLE items (id, active, n, name, k0, ord, body)")).await;
-    eventually("refresh entries in place", || async {
+    eventually_within(LONG_LIMIT, "refresh entries in place", || async {
         scene.warm("all/1").await;
         scene.write("UPDATE items SET k0 = k0 + 1 WHERE id = 1").await;
         let response = scene.get("all/1").await;
@@ -295,7 +297,7 @@ async fn filters_and_lists_that_cannot_work_are_mended_by_the_sql_that_is_given(
         ("items (id, n) WHERE (active)", "DEFAULT", &["row_filter_identity"]),
         ("items (id, n)", "FULL", &["column_list_identity"]),
         ("items (n, name)", "DEFAULT", &["publication_columns"]),
-        ("items (n, name) WHERE (n > 0)", "FULL", &["publication_columns", "column_list_identity"]),
+        ("items (n, name) WHERE (n > 0)", "FULL", &["publication_columns"]),
     ] {
         let sql =
             format!("ALTER PUBLICATION {name} SET TABLE {publish}; ALTER TABLE items REPLICA IDENTITY {identity}");

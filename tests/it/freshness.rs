@@ -46,16 +46,19 @@ async fn lag_reaches(daemon: &Daemon, seconds: f64) {
     .await;
 }
 
-/// A shop whose rows are served three times: `counter` by the configuration's bound of 4 s, `tight` by 1 s, and `lenient`
+/// A shop whose rows are served three times: `counter` by the configuration's bound, `tight` by 1 s, and `lenient`
 /// by 1 s past which it is served. All rows have version 1.
-async fn shop(name: &str) -> Shop {
+async fn shop(name: &str, bound: Duration) -> Shop {
     let mut shop = Shop::new(name).await;
     let entity = |name| Entity::new(name, "public.counters");
     shop.config = shop
         .config
         .set("source", "dead_after", "60s")
         .set("freshness", "stale_after", "1s")
-        .set("freshness", "max_staleness", "4s")
+        .set("freshness", "max_staleness", format!("{}s", bound.as_secs()))
+        // A read of Postgres that cannot be made does not wait for so long.
+        .set("source", "fill_timeout", "30s")
+        .set("l2", "lease_ttl", "30s")
         .set("freshness", "min_lsn_wait", "50ms")
         .entity(entity("tight").set("max_staleness", "1s"))
         .entity(entity("lenient").set("max_staleness", "1s").set("past_max_staleness", "serve"));
@@ -109,8 +112,10 @@ impl Reader {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_stands_still_ages_what_is_cached() {
+    // All of the reads between the two bounds take place meanwhile.
+    const BOUND: Duration = Duration::from_secs(10);
     for (tier, l1) in [("l1", true), ("l2", false)] {
-        let mut shop = shop(&format!("stale_{tier}")).await;
+        let mut shop = shop(&format!("stale_{tier}"), BOUND).await;
         shop.config = shop.config.set("l1", "enabled", l1);
         let daemon = shop.daemon().await;
         let mut reader = Reader { http: daemon.http(), row: 0 };
@@ -121,7 +126,7 @@ async fn a_stream_that_stands_still_ages_what_is_cached() {
         let written = current_lsn(&sql).await;
         lag_reaches(&daemon, 1.1).await;
 
-        // Past `stale_after` and the bounds of 1 s, but not past that of 4 s.
+        // Past `stale_after` and the bounds of 1 s, but not past that of 10 s.
         Reader::is_stale(reader.get("counter", "", &[]).await);
         Reader::is_stale(reader.get("counter", "max-age=3600", &[]).await);
         Reader::is_from_postgres(reader.get("counter", "max-age=1", &[]).await);
@@ -159,7 +164,7 @@ async fn a_stream_that_stands_still_ages_what_is_cached() {
         assert_eq!(batch("tight", "", [33, 34]).await, ("BYPASS".into(), new, false));
         assert_eq!(daemon.admin().get("/readyz").await.status, 200);
 
-        lag_reaches(&daemon, 4.1).await;
+        lag_reaches(&daemon, BOUND.as_secs_f64() + 0.1).await;
         Reader::is_from_postgres(reader.get("counter", "", &[]).await);
         Reader::is_stale(reader.get("counter", "max-stale=3600", &[]).await);
         Reader::is_stale(reader.get("lenient", "", &[]).await);
@@ -167,7 +172,7 @@ async fn a_stream_that_stands_still_ages_what_is_cached() {
         assert!(ready.contains("replication was last current"), "{ready}");
         let metrics = daemon.admin().get("/metrics").await.text();
         let seconds = metrics.lines().find_map(|l| l.strip_prefix("walcache_replication_lag_seconds ")).unwrap();
-        assert!(seconds.parse::<f64>().unwrap() >= 4.0, "{seconds}");
+        assert!(seconds.parse::<f64>().unwrap() >= BOUND.as_secs_f64(), "{seconds}");
 
         drop(stopped);
         eventually("be current again", || async {
@@ -193,7 +198,7 @@ async fn a_stream_that_stands_still_ages_what_is_cached() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn past_the_bound_without_postgres_there_is_no_answer() {
-    let shop = shop("too_stale").await;
+    let shop = shop("too_stale", Duration::from_secs(4)).await;
     let daemon = shop.daemon().await;
     let http = daemon.http();
     warm(&http).await;
@@ -204,10 +209,10 @@ async fn past_the_bound_without_postgres_there_is_no_answer() {
         let http = http.clone();
         async move {
             let headers: Vec<(&str, &str)> = headers.iter().map(|(n, v)| (*n, v.as_str())).collect();
-            // Whether Postgres is refusing, starting or silent: the answer comes soon.
+            // Whether Postgres is refusing, starting or silent: the answer comes long before `source.fill_timeout`.
             let began = Instant::now();
             let got = http.get_with(path, &headers).await.expect(503);
-            assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+            assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
             assert_eq!(got.json()["type"], format!("urn:walcache:problem:{kind}"), "{got:?}");
             assert!(got.header("retry-after").parse::<u32>().unwrap() > 0);
             got.json()["detail"].as_str().unwrap().to_owned()
@@ -242,7 +247,7 @@ async fn past_the_bound_without_postgres_there_is_no_answer() {
 /// The slot is held by another daemon: how far behind this one is, nobody knows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_served_before_replication_was_current() {
-    let shop = shop("unknown").await;
+    let shop = shop("unknown", Duration::from_secs(4)).await;
     let leader = shop.daemon().await;
     warm(&leader.http()).await;
     let listen = || format!("127.0.0.1:{}", free_port());
@@ -271,15 +276,17 @@ async fn heartbeats_come_back_from_an_idle_server() {
     let mut shop = idle("heartbeat").await;
     shop.config = shop.config.set("source", "heartbeat_interval", "1s");
     let daemon = shop.daemon().await;
-    let (mut lowest, mut highest) = (f64::MAX, 0_f64);
-    let begin = Instant::now();
-    while begin.elapsed() < Duration::from_secs(6) {
+    let (mut lowest, mut looks, mut behind) = (f64::MAX, 0, 0);
+    for _ in 0..300 {
         let lag = lag(&daemon).await.unwrap();
-        (lowest, highest) = (lowest.min(lag), highest.max(lag));
+        lowest = lowest.min(lag);
+        (looks, behind) = (looks + 1, behind + usize::from(lag > 2.5));
+        tokio::time::sleep(Duration::from_millis(30)).await;
     }
-    println!("heartbeats: staleness from {lowest:.4} to {highest:.4} s");
-    assert!(lowest < 0.2, "a heartbeat took {lowest} s at best");
-    assert!(highest < 2.0, "a second's interval, and {highest} s behind");
+    println!("heartbeats: staleness of {lowest:.4} s at best, and above two intervals {behind} times of {looks}");
+    assert!(lowest < 0.5, "a heartbeat took {lowest} s at best");
+    // Without them the WAL writer flushes every 10 s, and most of the time is more than two intervals behind.
+    assert!(behind * 2 < looks, "a second's interval, and behind {behind} times of {looks}");
 }
 
 /// A commit that does not wait for the disk is visible at once: whatever claims to be current since then has it.

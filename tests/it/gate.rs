@@ -13,7 +13,10 @@ async fn reconnects(daemon: &crate::harness::Daemon) -> String {
 }
 
 async fn stage(name: &str) -> Shop {
-    Shop::with(name, Hidden::postgres().setting("wal_sender_timeout", "2s"), RedisOptions::new()).await
+    let postgres = Hidden::postgres().setting("wal_sender_timeout", "4s");
+    let mut shop = Shop::with(name, postgres, RedisOptions::new()).await;
+    shop.config = shop.config.set("source", "dead_after", "30s");
+    shop
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -33,7 +36,7 @@ async fn what_is_not_visible_is_not_applied() {
     let walsender = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1";
     let pid: i32 = sql.query_one(walsender, &[&shop.stage.name]).await.unwrap().get(0);
     let mut raw = Raw::connect(&shop.stage).await.unwrap();
-    let until = std::time::Instant::now() + Duration::from_millis(4500);
+    let until = std::time::Instant::now() + Duration::from_secs(9);
     eventually("outlast wal_sender_timeout twice", || async {
         let response = http.get("/v1/counter/1").await.expect(200);
         assert_eq!(version(&response.json()), Some(1), "the update is not visible yet");
@@ -83,7 +86,7 @@ async fn fills_race_with_commits_that_are_not_visible() {
                 tokio::spawn(async move {
                     let mut raw = Raw::connect(&stage).await.unwrap();
                     let mut reads = 0;
-                    while !stop.is_cancelled() {
+                    while reads == 0 || !stop.is_cancelled() {
                         raw.run(&["UNLINK", &format!("counter:{id}")]).await.unwrap();
                         let found = version(&http.get(&format!("/v1/counter/{id}")).await.expect(200).json()).unwrap();
                         assert!(found == round || found == round - 1, "{found} in round {round}");

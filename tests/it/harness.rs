@@ -35,9 +35,11 @@ pub use judge::{Compared, Raw, servable};
 pub use load::{Crowd, Done, Load, assert_none};
 pub use mend::{codes, findings, mend};
 pub use oracle::{Oracle, encode, in_redis, pinned, query_result};
-pub use probe::{counted_reads, until_received};
+pub use probe::{counted_reads, slow_reads, until_received};
 pub use proxy::{Proxy, WAYS, Way};
 pub use scene::Scene;
 pub use shop::{ROWS, Shop, brisk, version};
 pub use stage::{Stage, needs_wal2json};
-pub use wait::{Soak, WAIT_LIMIT, current_lsn, eventually, eventually_within, soak};
+pub use wait::{
+    LONG_LIMIT, Soak, WAIT_LIMIT, current_lsn, eventually, eventually_within, soak, until_a_read_waits, waiting_reads,
+};

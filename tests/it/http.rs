@@ -20,6 +20,8 @@ const MARGIN: Duration = Duration::from_secs(5);
 async fn scene(name: &str) -> Scene {
     Scene::open(name, SCHEMA, |config| {
         config
+            // The auditor would repair what is planted.
+            .set("audit", "rate", 0)
             .set("http", "max_body", "1KiB")
             .set("http", "max_batch", 10)
             .set("freshness", "min_lsn_wait", "200ms")

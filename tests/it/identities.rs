@@ -184,3 +184,52 @@ async fn an_identity_that_is_taken_away_is_noticed() {
     assert_eq!(scene.get("mail/1").await.json()["n"], 2);
     scene.verify().await;
 }
+
+/// A table has one identity: what mends it for one entity must not take it from another.
+#[tokio::test]
+async fn entities_of_one_table_agree_on_its_identity() {
+    let stage = Stage::shared("identity_agree").await;
+    stage
+        .execute(
+            "CREATE TABLE users (id int PRIMARY KEY, email text UNIQUE NOT NULL, city text);
+             CREATE TABLE places (id int PRIMARY KEY, code text NOT NULL, at int NOT NULL, UNIQUE (code, at));",
+        )
+        .await;
+    let user = || Entity::new("user", "users");
+    let by_email = || Entity::new("user_by_email", "users").set("key", names(&["email"]));
+    let of_city = Entity::query(
+        "of_city",
+        "params = { city = \"text\" }\nquery = \"select id from users where city = $1\"\n\
+         depends_on = [{ table = \"users\", key = { city = \"city\" } }]\n",
+    );
+    let place = Entity::query(
+        "at",
+        "params = { at = \"int\" }\nquery = \"select id from places where at = $1\"\n\
+         depends_on = [{ table = \"places\", key = { at = \"at\" } }]\n",
+    );
+    let identity = async |table: &str| -> String {
+        let sql = stage.sql().await;
+        let ask = "SELECT relreplident::text FROM pg_class WHERE oid = $1::text::regclass";
+        sql.query_one(ask, &[&table]).await.unwrap().get(0)
+    };
+    let config = || stage.config();
+    for (n, (config, table, wanted)) in [
+        (config().entity(by_email()), "users", "i"),
+        (config().entity(user()), "users", "d"),
+        (config().entity(user()).entity(by_email()), "users", "f"),
+        (config().entity(by_email()).entity(user()), "users", "f"),
+        (config().entity(user()).entity(of_city), "users", "f"),
+        (config().entity(place), "places", "i"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        stage.execute(&format!("ALTER TABLE {table} REPLICA IDENTITY NOTHING")).await;
+        let name = format!("{}_{n}", stage.name);
+        let config = config.set("source", "publication", name.as_str()).set("source", "slot", name.as_str());
+        let mended = mend(&stage, &config).await;
+        assert_eq!(mended.iter().filter(|code| *code == "replica_identity").count(), 1, "{n}: {mended:?}");
+        assert_eq!(identity(table).await, wanted, "{n}");
+        assert_eq!(codes(&findings(&config).await, "error"), [""; 0], "{n}");
+    }
+}

@@ -35,7 +35,9 @@ async fn spellings_of_a_value_share_one_entry_or_are_refused() {
         CREATE TABLE uuids (k uuid PRIMARY KEY, n int DEFAULT 0);
         CREATE TABLE lines (note text, line int, \"order\" int, PRIMARY KEY (\"order\", line), n int DEFAULT 0);
         CREATE TABLE chars (k char(5) PRIMARY KEY, n int DEFAULT 0);
+        CREATE DOMAIN phase AS state CHECK (VALUE <> 'new');
         CREATE TABLE states (k state PRIMARY KEY, n int DEFAULT 0);
+        CREATE TABLE phases (k phase PRIMARY KEY, n int DEFAULT 0);
         CREATE TABLE dates (k date PRIMARY KEY, n int DEFAULT 0);
         CREATE TABLE moments (k timestamptz PRIMARY KEY, n int DEFAULT 0);
         CREATE TABLE prices (k numeric(10, 2) PRIMARY KEY, n int DEFAULT 0);
@@ -43,6 +45,7 @@ async fn spellings_of_a_value_share_one_entry_or_are_refused() {
         INSERT INTO ints VALUES (42); INSERT INTO bigs VALUES (-9223372036854775808); INSERT INTO codes VALUES (7);
         INSERT INTO uuids VALUES ('a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11');
         INSERT INTO lines VALUES ('x', 3, 7); INSERT INTO chars VALUES ('ab'); INSERT INTO states VALUES ('paid/50%');
+        INSERT INTO phases VALUES ('paid/50%');
         INSERT INTO dates VALUES ('2024-02-29'); INSERT INTO moments VALUES ('2024-02-29 13:05:00.25+00');
         INSERT INTO prices VALUES (10.50); INSERT INTO flags VALUES (true);
         DO $$ BEGIN
@@ -50,7 +53,8 @@ async fn spellings_of_a_value_share_one_entry_or_are_refused() {
             EXECUTE format('ALTER DATABASE %I SET DateStyle = ''German, DMY''', current_database());
         END $$";
     stage.execute(schema).await;
-    let tables = ["ints", "bigs", "codes", "uuids", "lines", "chars", "states", "dates", "moments", "prices", "flags"];
+    let tables =
+        ["ints", "bigs", "codes", "uuids", "lines", "chars", "states", "phases", "dates", "moments", "prices", "flags"];
     let scene = Scene::on(stage, |config| {
         tables.iter().fold(config, |config, table| config.entity(Entity::new(table, &format!("public.{table}"))))
     })
@@ -71,6 +75,7 @@ async fn spellings_of_a_value_share_one_entry_or_are_refused() {
         ("lines", "7,3", &["7,3", "07,+3"]),
         ("chars", "ab   ", &["ab", "ab%20", "ab%20%20%20"]),
         ("states", "paid/50%25", &["paid%2F50%25"]),
+        ("phases", "paid/50%25", &["paid%2F50%25"]),
         ("dates", "2024-02-29", &["2024-02-29"]),
         (
             "moments",

@@ -55,7 +55,7 @@ async fn an_entry_lives_for_its_ttl_in_both_tiers_together() {
         // The auditor would repair what is planted.
         config
             .set("audit", "rate", 0)
-            .entity(offers("short").set("ttl", "1500ms"))
+            .entity(offers("short").set("ttl", "4s"))
             .entity(offers("long").set("ttl", "1h"))
             .entity(offers("random").set("ttl", "1h").set("ttl_jitter", 0.5))
     })
@@ -63,22 +63,22 @@ async fn an_entry_lives_for_its_ttl_in_both_tiers_together() {
     let began = now();
     scene.get("short/1").await.expect(200);
     let (due, stays) = life(&scene, "short:1").await.unwrap();
-    assert!((began + 1500..=now() + 1500).contains(&due) && (1..=1500).contains(&stays), "{due} {stays}");
+    assert!((began + 4000..=now() + 4000).contains(&due) && (1..=4000).contains(&stays), "{due} {stays}");
     let filled = Instant::now();
     scene.warm("short/1").await;
     let took = until_filled(&scene, "short/1", filled).await;
-    assert!(took < Duration::from_secs(3), "it lived for {took:?}");
+    assert!(took < Duration::from_secs(12), "it lived for {took:?}");
 
     // Taken from L2 late: as by an instance that was not asked before. Redis would keep it, and L1 for an hour.
     scene.get("long/2").await.expect(200);
     let text = scene.raw("long:2").await.unwrap();
-    put(&scene, "long:3", &due_in(&text, 1500)).await;
     let moved = Instant::now();
+    put(&scene, "long:3", &due_in(&text, 8000)).await;
     let first = scene.get("long/3").await.expect(200);
     assert_eq!((first.header("x-cache"), first.json()["id"].as_i64()), ("HIT-L2", Some(2)), "the copy");
     assert_eq!(scene.warm("long/3").await.json()["id"], 2);
     let took = until_filled(&scene, "long/3", moved).await;
-    assert!(took >= Duration::from_millis(1300) && took < Duration::from_secs(4), "it lived for {took:?}");
+    assert!(took >= Duration::from_millis(7900) && took < Duration::from_secs(25), "it lived for {took:?}");
     assert_eq!(scene.get("long/3").await.json()["id"], 3);
     // The one that was over gave way to a lease, and that to the new one.
     let (due, stays) = life(&scene, "long:3").await.unwrap();
@@ -122,7 +122,7 @@ async fn a_column_says_when_an_entry_is_due() {
     set(1, 60).await;
     set(2, -60).await;
     set(3, 6000).await;
-    let near = |due: u64, seconds: u64| due.abs_diff(now() + seconds * 1000) < 10_000;
+    let near = |due: u64, seconds: u64| due.abs_diff(now() + seconds * 1000) < 25_000;
     for column in columns {
         let wanted = if column == "day" { 600 } else { 60 };
         let key = |id: i32| format!("{column}:{id}");
@@ -159,6 +159,44 @@ async fn a_column_says_when_an_entry_is_due() {
     scene.verify().await;
 }
 
+/// An event's image takes over what is left of the life that the entry before it had, by both ways to write it; where a column
+/// says how long, it has that.
+#[tokio::test]
+async fn changes_prolong_no_life_but_by_a_column() {
+    const LEFT: i64 = 60_000;
+    let scene = Scene::open("life_changed", SCHEMA, |config| {
+        let entity = |name: &str| offers(name).set("ttl", "1h");
+        config
+            .set("audit", "rate", 0)
+            .entity(entity("plain"))
+            .entity(entity("pop").set("populate", true))
+            .entity(entity("renewed").set("stale_while_revalidate", "5m"))
+            .entity(entity("own").set("ttl_column", "at"))
+            .entity(entity("ownpop").set("ttl_column", "at").set("populate", true))
+    })
+    .await;
+    let mut before = Vec::new();
+    for name in ["plain", "pop", "renewed", "own", "ownpop"] {
+        scene.get(&format!("{name}/1")).await.expect(200);
+        let key = format!("{name}:1");
+        let _: () = scene.l2.clone().pexpire(&key, LEFT).await.unwrap();
+        before.push((name, key.clone(), life(&scene, &key).await.unwrap().0));
+    }
+    scene.write("UPDATE offers SET n = 1, at = now() + interval '20 min' WHERE id = 1").await;
+    for (name, key, was) in before {
+        let stored = scene.stored(&key).await.unwrap_or_else(|| panic!("{name}: no entry"));
+        assert!(stored.value.contains("\"n\":1"), "{name}: {stored:?}");
+        let (due, stays) = life(&scene, &key).await.unwrap();
+        if name.starts_with("own") {
+            assert!((1_100_000..=1_200_000).contains(&stays), "{name}: {stays}");
+            assert!(due.abs_diff(now() + 1_200_000) < 100_000, "{name}: {due}");
+        } else {
+            assert!((1..=LEFT).contains(&stays), "{name}: {stays}");
+            assert!(name != "renewed" || due == was, "{name}: due {due}, and {was} before");
+        }
+    }
+}
+
 #[tokio::test]
 async fn absent_rows_have_lives_of_their_own() {
     let scene = Scene::open("life_absent", SCHEMA, |config| {
@@ -184,11 +222,43 @@ async fn absent_rows_have_lives_of_their_own() {
     scene.verify().await;
 }
 
+/// What a row says is over is not served either where its entry was made before the column was asked.
+#[tokio::test]
+async fn a_column_that_is_named_later_counts_from_then_on() {
+    let with = |config: crate::harness::Config, column: Option<&str>| {
+        let offer = offers("offer").set("ttl", "1h");
+        let offer = column.into_iter().fold(offer, |offer, column| offer.set("ttl_column", column));
+        config.set("audit", "rate", 0).entity(offer).entity(offers("other"))
+    };
+    let mut scene = Scene::open("life_named", SCHEMA, |config| with(config, None)).await;
+    scene.write("UPDATE offers SET at = now() - interval '1 day' WHERE id = 1").await;
+    for path in ["offer/1", "other/1"] {
+        scene.warm(path).await;
+    }
+    for column in [None, Some("at")] {
+        assert!(scene.daemon.terminate().await.success());
+        scene.config = with(
+            scene.stage.config().set("freshness", "stale_after", "60s").set("l2", "response_timeout", "10s"),
+            column,
+        );
+        scene.daemon = crate::harness::Daemon::start(&scene.config).await;
+        scene.daemon.wait_ready().await;
+        scene.http = scene.daemon.http();
+        let from = eventually("trust L2", || async {
+            let trusted = scene.daemon.status().await["l2"]["trusted"].as_bool();
+            if trusted == Some(true) { Ok(scene.get("offer/1").await.expect(200)) } else { Err("not yet") }
+        })
+        .await;
+        assert_eq!(from.header("x-cache").starts_with("HIT"), column.is_none(), "{column:?}: {from:?}");
+        assert!(scene.get("other/1").await.header("x-cache").starts_with("HIT"), "{column:?}");
+    }
+}
+
 /// Memory is given back without anybody reading.
 #[tokio::test]
 async fn what_is_over_leaves_l1() {
     let scene = Scene::open("life_l1", SCHEMA, |config| {
-        config.without("l2").set("audit", "rate", 0).entity(offers("offer").set("ttl", "2s"))
+        config.without("l2").set("audit", "rate", 0).entity(offers("offer").set("ttl", "6s"))
     })
     .await;
     let keys: Vec<i32> = (1..=60).collect();
@@ -204,7 +274,11 @@ async fn what_is_over_leaves_l1() {
         if part["entries"] == 0 && part["bytes"] == 0 { Ok(()) } else { Err(part) }
     })
     .await;
-    assert_eq!(scene.metric("walcache_cache_expired_total{tier=\"l1\",entity=\"offer\"}").await, Some(60.0));
+    eventually("count them", || async {
+        let count = scene.metric("walcache_cache_expired_total{tier=\"l1\",entity=\"offer\"}").await;
+        if count == Some(60.0) { Ok(()) } else { Err(format!("{count:?}")) }
+    })
+    .await;
 }
 
 #[tokio::test]

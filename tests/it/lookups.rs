@@ -2,6 +2,10 @@
 //! early, and given up where they would cost too much.
 
 mod bounds;
+mod emptied;
+mod lost;
+mod rests;
+mod types;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 use walcache::failpoint::{KILLS, WITHOUT};
 use walcache::lsn::Lsn;
+use walcache::sandbox::{PostgresOptions, RedisOptions};
 
 use crate::harness::{Config, Daemon, Entity, Http, Raw, Stage, brisk, cli, current_lsn, eventually, servable};
 
@@ -41,6 +46,7 @@ const BOUGHT: &str = r#"
 const CHANGED: &str = "UPDATE products SET version = 2 WHERE id = 1";
 const LEFT_ORDER: &str = "DELETE FROM lines WHERE product_id = 1";
 const LEFT_CUSTOMER: &str = "UPDATE orders SET customer_id = 2 WHERE id = 1";
+const REASONS: [&str; 9] = ["distance", "many", "keys", "failed", "late", "locked", "resting", "held", "emptied"];
 /// So much that what stands before and after it does not come in one batch.
 const APART: &str = "UPDATE orders SET note = repeat('x', 1000000) WHERE id = 50";
 
@@ -56,9 +62,29 @@ impl Market {
         Market::on(stage, Entity::written(BOUGHT)).await
     }
 
+    /// On servers of its own.
+    async fn alone(name: &str) -> Market {
+        let stage = Stage::private(name, PostgresOptions::new(), RedisOptions::new()).await;
+        Market::on(stage, Entity::written(BOUGHT)).await
+    }
+
     async fn on(stage: Stage, entity: Entity) -> Market {
         stage.execute(SCHEMA).await;
-        let config = brisk(stage.config()).set("freshness", "stale_after", "60s").entity(entity);
+        Market::among(stage, entity).await
+    }
+
+    /// As [`Market::on`], where the tables are there already.
+    async fn among(stage: Stage, entity: Entity) -> Market {
+        // Nothing is given up because other tests keep the machine busy, or write to the same log.
+        let config = brisk(stage.config())
+            .set("freshness", "stale_after", "60s")
+            .set("apply", "lookup_timeout", "30s")
+            .set("apply", "lookup_hold", "10m")
+            .set("apply", "max_lookup_distance", "4GiB")
+            // Daemons are paused while others write.
+            .set("source", "dead_after", "60s")
+            .set("l2", "response_timeout", "10s")
+            .entity(entity);
         let setup = cli(&config, &["setup", "--apply"], &[]).await;
         assert!(setup.status.success(), "{setup:?}");
         Market { stage, config }
@@ -70,12 +96,16 @@ impl Market {
         daemon
     }
 
-    /// Runs each statement as a transaction while the daemon stands still; gives where the log was before.
+    /// Runs each statement as a transaction while the daemon stands still; gives where the log ended
+    /// before the first was committed. (On servers of its own, if that is to tell anything: others write the same log.)
     async fn behind(&self, daemon: &Daemon, statements: &[&str]) -> Lsn {
         let sql = self.stage.sql().await;
         daemon.pause().await;
+        // The server tells where its log ends, and that may be published: not, what lies after the commit of the first.
+        sql.batch_execute(&format!("BEGIN; {}", statements[0])).await.unwrap();
         let before = current_lsn(&sql).await;
-        for statement in statements {
+        sql.batch_execute("COMMIT").await.unwrap();
+        for statement in &statements[1..] {
             sql.batch_execute(statement).await.unwrap();
         }
         daemon.resume();
@@ -99,6 +129,11 @@ impl Market {
 
     /// Waits until all is applied; every customer's answer is what Postgres says.
     async fn is_right(&self, daemon: &Daemon) {
+        self.are_right(daemon, &["bought"]).await;
+    }
+
+    /// As [`Market::is_right`], of entities that are like [`BOUGHT`].
+    async fn are_right(&self, daemon: &Daemon, entities: &[&str]) {
         let sql = self.stage.sql().await;
         sql.batch_execute("SELECT pg_logical_emit_message(true, 'test', '')").await.unwrap();
         daemon.wait_applied(current_lsn(&sql).await).await;
@@ -106,7 +141,10 @@ impl Market {
             FROM orders o JOIN lines l ON l.order_id = o.id JOIN products p ON p.id = l.product_id WHERE o.customer_id = $1";
         for customer in 1..=10 {
             let truth: Value = serde_json::from_str(sql.query_one(query, &[&customer]).await.unwrap().get(0)).unwrap();
-            assert_eq!(bought(&daemon.http(), customer).await, truth, "customer {customer}");
+            for entity in entities {
+                let response = daemon.http().get(&format!("/v1/{entity}/{customer}")).await.expect(200);
+                assert_eq!(response.json(), truth, "{entity}, customer {customer}: {response:?}");
+            }
         }
     }
 }
@@ -123,7 +161,20 @@ async fn metric(daemon: &Daemon, name: &str) -> f64 {
 
 /// How often the entity was voided as a whole, for this reason.
 async fn voided(daemon: &Daemon, reason: &str) -> f64 {
-    metric(daemon, &format!("walcache_lookup_voids_total{{entity=\"bought\",reason=\"{reason}\"}}")).await
+    voided_of(daemon, "bought", reason).await
+}
+
+async fn voided_of(daemon: &Daemon, entity: &str, reason: &str) -> f64 {
+    metric(daemon, &format!("walcache_lookup_voids_total{{entity=\"{entity}\",reason=\"{reason}\"}}")).await
+}
+
+/// As [`voided`], for whatever reason.
+async fn voided_at_all(daemon: &Daemon, entity: &str) -> f64 {
+    let mut sum = 0.0;
+    for reason in REASONS {
+        sum += voided_of(daemon, entity, reason).await;
+    }
+    sum
 }
 
 /// Rows tell of entries by one table or another, with L2 and without.
@@ -149,9 +200,7 @@ async fn entries_are_found_by_way_of_other_tables() {
             market.stage.execute(statement).await;
             market.is_right(&daemon).await;
         }
-        for reason in ["distance", "many", "keys", "failed", "late", "held"] {
-            assert_eq!(voided(&daemon, reason).await, 0.0, "{reason}");
-        }
+        assert_eq!(voided_at_all(&daemon, "bought").await, 0.0);
         assert!(metric(&daemon, "walcache_cache_invalidations_total{entity=\"bought\",cause=\"lookup\"}").await >= 8.0);
         daemon.terminate().await;
     }
@@ -160,7 +209,7 @@ async fn entries_are_found_by_way_of_other_tables() {
 /// A lookup finds an entry no more, because the link to it was cut since, in transactions that are not applied yet: what is
 /// published in the meantime does not claim to have the change. Stopped after so many batches.
 async fn cut_off(name: &str, statements: &[&str], batches: u32, without: Option<&str>) -> (Lsn, Lsn, Option<Value>) {
-    let mut market = Market::new(name).await;
+    let mut market = Market::alone(name).await;
     market.config = market.config.set("apply", "max_batch_events", 1);
     let stop = format!("held=stop@{batches}");
     let mut env = vec![(KILLS, stop.as_str())];
@@ -168,9 +217,13 @@ async fn cut_off(name: &str, statements: &[&str], batches: u32, without: Option<
     let daemon = market.daemon(&env).await;
     assert_eq!(bought(&daemon.http(), 1).await, json!([{ "id": 1, "version": 1 }]));
     let before = market.behind(&daemon, statements).await;
+    // What it logs comes before the signal: it must not be told to go on in between.
+    let stat = format!("/proc/{}/stat", daemon.pid().expect("it runs"));
     eventually("stop after a batch", || async {
+        let stat = std::fs::read_to_string(&stat).map_err(|error| error.to_string())?;
+        let state = stat.rsplit_once(')').and_then(|(_, after)| after.split_whitespace().next());
         let log = daemon.log();
-        if log.contains("\"point\":\"held\"") { Ok(()) } else { Err(log) }
+        if state == Some("T") && log.contains("\"point\":\"held\"") { Ok(()) } else { Err(log) }
     })
     .await;
     let (done, entry) = market.stands().await;
@@ -212,7 +265,7 @@ async fn nothing_is_published_before_what_a_lookup_saw_is_applied() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_in_a_round() {
     for nth in 1..=2 {
-        let mut market = Market::new("round").await;
+        let mut market = Market::alone("round").await;
         market.config = market.config.set("apply", "max_batch_events", 1);
         let kill = format!("held=kill@{nth}");
         let daemon = market.daemon(&[(KILLS, &kill)]).await;
@@ -260,11 +313,9 @@ async fn the_watermark_does_not_starve() {
         writes += writer.await.unwrap();
     }
     market.is_right(&daemon).await;
-    for reason in ["distance", "many", "keys", "failed", "late", "held"] {
-        assert_eq!(voided(&daemon, reason).await, 0.0, "{reason}");
-    }
+    assert_eq!(voided_at_all(&daemon, "bought").await, 0.0);
     let rounds = metric(&daemon, "walcache_lookup_round_seconds_count").await;
     let seconds = metric(&daemon, "walcache_lookup_round_seconds_sum").await;
     println!("{writes} writes, {rounds} rounds of {:.2} ms", 1000.0 * seconds / rounds);
-    assert!(rounds >= 30.0 && writes > 100, "{rounds} rounds, {writes} writes");
+    assert!(rounds >= 30.0 && writes >= 30, "{rounds} rounds, {writes} writes");
 }

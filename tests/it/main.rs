@@ -10,13 +10,13 @@
 //! | 2 | Postgres crashes under load, and takes commits back | `postgres_faults` |
 //! | 3 | Postgres is away, for moments or for longer than `max_staleness` | `postgres_faults`, `away` |
 //! | 4 | the slot is dropped, moved, invalidated, or another kind of slot | `postgres_faults`, `slot_faults` |
-//! | 5 | publications altered, left and joined, filtered, dropped and made anew | `publications`, `filters`, `ddl` |
+//! | 5 | publications altered, left and joined, filtered, dropped and made anew | `publications`, `filters`, `ddl`, `starts` |
 //! | 7, 11, 28 | DDL, partitions, configuration and rights | `cli`, `ddl`, `dml` |
 //! | 10 | replica identities, row-level security | `identities`, `row_security`, `cli` |
 //! | 6 | TRUNCATE of several tables, CASCADE, racing fills | `truncate`, `dml`, `overtaken` |
 //! | 8, 9 | keys that change or swap, unchanged TOAST | `dml`, `toast`, `identities` |
 //! | 12 | a transaction of very many rows, or of large values; very many transactions; large messages | `huge`, `transactions`, `commands`, `dml` |
-//! | 13 | savepoints, prepared transactions, one that is open for long | `transactions`, `dml`, `commands` |
+//! | 13 | savepoints, prepared transactions, one that is open for long | `transactions`, `dml`, `commands`, `starts` |
 //! | 14 | failover to a promoted standby, another cluster, an old primary that runs on | `failover` |
 //! | 15 | idle tables in a busy cluster | `idle` |
 //! | 16 | Redis is away, silent, or slow to answer | `redis_faults`, `redis_network`, `outage` |
@@ -80,6 +80,7 @@ mod sandbox;
 mod secrets;
 mod shutdown;
 mod slot_faults;
+mod starts;
 mod tap;
 mod toast;
 mod transactions;
@@ -88,3 +89,4 @@ mod types;
 mod voids;
 mod wal2json;
 mod warming;
+mod words;

@@ -13,26 +13,6 @@ async fn shop(name: &str, key: &str, bound: &str) -> Shop {
     shop
 }
 
-async fn generation(daemon: &Daemon) -> u64 {
-    daemon.status().await["entities"][0]["generation"].as_u64().expect("a generation")
-}
-
-async fn until_confirmed(shop: &Shop, lsn: Lsn) {
-    eventually("have it confirmed", || async {
-        let confirmed = shop.confirmed().await;
-        if confirmed >= lsn { Ok(()) } else { Err(format!("{confirmed} of {lsn}")) }
-    })
-    .await;
-}
-
-async fn until_trusted(daemon: &Daemon) {
-    eventually("trust L2", || async {
-        let status = daemon.status().await;
-        if status["l2"]["trusted"] == true { Ok(()) } else { Err(status["l2"].to_string()) }
-    })
-    .await;
-}
-
 /// Writes go on, and are served from L1; the slot lets the log go; and what Redis still has is void when it is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn past_the_bound_it_goes_on_without_redis() {
@@ -40,17 +20,14 @@ async fn past_the_bound_it_goes_on_without_redis() {
     let sql = shop.sql().await;
     let daemon = shop.daemon().await;
     let http = daemon.http();
-    for id in 0..20 {
-        shop.put(&sql, id, 1).await;
-        http.get(&format!("/v1/counter/{id}")).await.expect(200);
-    }
-    let before = generation(&daemon).await;
+    shop.cached(&sql, &daemon, 1).await;
+    let before = daemon.generation().await;
     let load = shop.load(&daemon, 61);
     load.reads(100).await;
     shop.stage.redis.kill().await.unwrap();
     load.writes(50).await;
     let gone = current_lsn(&sql).await;
-    until_confirmed(&shop, gone).await;
+    shop.until_confirmed(gone).await;
     load.reads(100).await;
     let status = daemon.status().await;
     assert_eq!(
@@ -67,14 +44,11 @@ async fn past_the_bound_it_goes_on_without_redis() {
     })
     .await;
     shop.stage.redis.start_again(Restart::KeepData).await.unwrap();
-    until_trusted(&daemon).await;
-    assert!(generation(&daemon).await > before, "Redis missed changes");
+    daemon.until_trusted(true).await;
+    assert!(daemon.generation().await > before, "Redis missed changes");
     load.writes(20).await;
     load.reads(100).await;
-    let done = load.stop().await;
-    assert_eq!(done.failed_reads, 0, "{done:?}");
-    let compared = shop.equals_postgres(&daemon).await;
-    assert!(compared.entries > 0, "{compared:?}");
+    shop.ends_well(load, &daemon).await;
 }
 
 /// The bound in bytes of log counts as well.
@@ -97,7 +71,7 @@ async fn a_backlog_of_log_ends_the_wait() {
     sql.batch_execute("CREATE TABLE noise AS SELECT repeat('x', 1000) FROM generate_series(1, 1000)").await.unwrap();
     let end = current_lsn(&sql).await;
     sql.batch_execute("SELECT pg_logical_emit_message(true, '', '')").await.unwrap();
-    until_confirmed(&shop, end).await;
+    shop.until_confirmed(end).await;
     assert_eq!(version(&daemon.http().get("/v1/counter/1").await.expect(200).json()), Some(2));
 }
 
@@ -107,24 +81,21 @@ async fn killed_while_it_goes_on_without_redis() {
     let shop = shop("outage_killed", "max_backlog_age", "100ms").await;
     let sql = shop.sql().await;
     let daemon = shop.daemon().await;
-    for id in 0..20 {
-        shop.put(&sql, id, 1).await;
-        daemon.http().get(&format!("/v1/counter/{id}")).await.expect(200);
-    }
-    let before = generation(&daemon).await;
+    shop.cached(&sql, &daemon, 1).await;
+    let before = daemon.generation().await;
     shop.stage.redis.kill().await.unwrap();
     for id in 0..10 {
         shop.put(&sql, id, 2).await;
     }
     sql.batch_execute("DELETE FROM counters WHERE id = 10").await.unwrap();
-    until_confirmed(&shop, current_lsn(&sql).await).await;
+    shop.until_confirmed(current_lsn(&sql).await).await;
     daemon.kill().await;
     // As it was: with entries that bear the old versions.
     shop.stage.redis.start_again(Restart::KeepData).await.unwrap();
     let mut raw = Raw::connect(&shop.stage).await.unwrap();
     assert!(!raw.keys("counter").await.is_empty());
     let daemon = shop.daemon().await;
-    assert!(generation(&daemon).await > before);
+    assert!(daemon.generation().await > before);
     shop.equals_postgres(&daemon).await;
 }
 
@@ -134,11 +105,8 @@ async fn within_the_bound_nothing_is_lost() {
     let shop = shop("outage_short", "max_backlog_age", "1h").await;
     let sql = shop.sql().await;
     let daemon = shop.daemon().await;
-    for id in 0..20 {
-        shop.put(&sql, id, 1).await;
-        daemon.http().get(&format!("/v1/counter/{id}")).await.expect(200);
-    }
-    let before = generation(&daemon).await;
+    shop.cached(&sql, &daemon, 1).await;
+    let before = daemon.generation().await;
     shop.stage.redis.kill().await.unwrap();
     for id in 0..10 {
         shop.put(&sql, id, 2).await;
@@ -149,10 +117,10 @@ async fn within_the_bound_nothing_is_lost() {
     })
     .await;
     shop.stage.redis.start_again(Restart::KeepData).await.unwrap();
-    until_trusted(&daemon).await;
+    daemon.until_trusted(true).await;
     let compared = shop.equals_postgres(&daemon).await;
     assert!(compared.entries >= 20, "{compared:?}");
-    assert_eq!(generation(&daemon).await, before);
+    assert_eq!(daemon.generation().await, before);
     assert_eq!(daemon.status().await["l2"]["going_on_without"], false);
 }
 
@@ -185,7 +153,7 @@ async fn a_successor_that_had_read_the_slot_before() {
     for id in 0..10 {
         shop.put(&sql, id, 2).await;
     }
-    until_confirmed(&shop, current_lsn(&sql).await).await;
+    shop.until_confirmed(current_lsn(&sql).await).await;
     leader.kill().await;
     shop.stage.redis.start_again(Restart::KeepData).await.unwrap();
     shop.confirmed_when_free().await;
@@ -202,10 +170,7 @@ async fn a_former_leader_does_not_know_of_the_new_generation() {
     shop.config = shop.config.set("l1", "enabled", false).set("freshness", "stale_after", "60s");
     let sql = shop.sql().await;
     let former = shop.daemon().await;
-    for id in 0..20 {
-        shop.put(&sql, id, 1).await;
-        former.http().get(&format!("/v1/counter/{id}")).await.expect(200);
-    }
+    shop.cached(&sql, &former, 1).await;
     shop.stage.redis.save().await.unwrap();
     let mut end = current_lsn(&sql).await;
     for id in 0..20 {
@@ -218,7 +183,7 @@ async fn a_former_leader_does_not_know_of_the_new_generation() {
     shop.stage.redis.start_again(Restart::KeepData).await.unwrap();
     let successor = Daemon::start(&beside(&shop.config)).await;
     successor.wait_ready().await;
-    until_trusted(&successor).await;
+    successor.until_trusted(true).await;
     former.resume();
     let http = former.http();
     // Whether it believes Redis yet or not.
@@ -244,12 +209,9 @@ async fn a_table_is_truncated_meanwhile() {
     let sql = shop.sql().await;
     let daemon = shop.daemon().await;
     let http = daemon.http();
-    for id in 0..20 {
-        shop.put(&sql, id, 1).await;
-        http.get(&format!("/v1/counter/{id}")).await.expect(200);
-    }
+    shop.cached(&sql, &daemon, 1).await;
     shop.stage.redis.kill().await.unwrap();
-    until_confirmed(&shop, shop.put(&sql, 0, 2).await).await;
+    shop.until_confirmed(shop.put(&sql, 0, 2).await).await;
     eventually("answer from L1", || async {
         let response = http.get("/v1/counter/5").await;
         if response.header("x-cache") == "HIT-L1" { Ok(()) } else { Err(format!("{response:?}")) }
@@ -260,7 +222,7 @@ async fn a_table_is_truncated_meanwhile() {
         http.get(&format!("/v1/counter/{id}")).await.expect(404);
     }
     shop.stage.redis.start_again(Restart::KeepData).await.unwrap();
-    until_trusted(&daemon).await;
+    daemon.until_trusted(true).await;
     shop.equals_postgres(&daemon).await;
 }
 
@@ -270,21 +232,13 @@ async fn what_redis_lost_is_noticed_with_the_next_batch() {
     let shop = shop("outage_lost", "max_backlog_age", "1h").await;
     let sql = shop.sql().await;
     let daemon = shop.daemon().await;
-    let http = daemon.http();
-    for id in 0..20 {
-        shop.put(&sql, id, 1).await;
-        http.get(&format!("/v1/counter/{id}")).await.expect(200);
-    }
+    shop.cached(&sql, &daemon, 1).await;
     let mut raw = Raw::connect(&shop.stage).await.unwrap();
-    let before = generation(&daemon).await;
+    let before = daemon.generation().await;
     // As after a full resynchronisation from a server that missed the last writes.
     raw.run(&["HSET", "~walcache:fence", "done", "0000000000000001"]).await.unwrap();
     shop.put(&sql, 1, 2).await;
-    eventually("start a new generation", || async {
-        let now = generation(&daemon).await;
-        if now > before { Ok(()) } else { Err(format!("{now}")) }
-    })
-    .await;
+    daemon.until_generation_beyond(before).await;
     shop.equals_postgres(&daemon).await;
 }
 

@@ -2,7 +2,7 @@
 
 use walcache::lsn::Lsn;
 
-use crate::harness::{Daemon, Http, Raw, Shop, current_lsn, eventually, servable, version};
+use crate::harness::{Daemon, Http, Raw, Shop, current_lsn, servable, slow_reads, until_a_read_waits, version};
 
 /// The value of a metric's sample, by the beginning of its line.
 async fn sample(daemon: &Daemon, line: &str) -> f64 {
@@ -16,25 +16,10 @@ async fn read(http: Http, path: &'static str) -> Option<i64> {
     if response.status == 200 { version(&response.json()) } else { None }
 }
 
-/// Makes fills wait in the middle for as long as somebody holds an advisory lock: their snapshot is taken, the row is
-/// read, its JSON is not made yet. `row_to_json` goes through a cast for types that have one.
-pub async fn slow_reads(shop: &Shop) {
-    shop.stage
-        .execute(
-            "CREATE TYPE pace AS ENUM ('slow', 'fast');
-             CREATE FUNCTION held(pace) RETURNS json LANGUAGE plpgsql VOLATILE AS $$
-             BEGIN
-                 PERFORM pg_advisory_lock_shared(1), pg_advisory_unlock_shared(1);
-                 RETURN to_json($1::text);
-             END $$;
-             CREATE CAST (pace AS json) WITH FUNCTION held(pace);
-             ALTER TABLE counters ADD COLUMN pace pace NOT NULL DEFAULT 'slow';",
-        )
-        .await;
-}
-
 async fn overtaken(name: &str, event: &str, expected: Option<i64>) {
-    let shop = Shop::new(name).await;
+    let mut shop = Shop::new(name).await;
+    // The fill is held until the event is applied.
+    shop.config = shop.config.set("source", "fill_timeout", "30s").set("l2", "lease_ttl", "30s");
     slow_reads(&shop).await;
     let sql = shop.sql().await;
     sql.batch_execute("INSERT INTO counters VALUES (1, 10), (2, 20)").await.unwrap();
@@ -42,14 +27,7 @@ async fn overtaken(name: &str, event: &str, expected: Option<i64>) {
 
     sql.batch_execute("SELECT pg_advisory_lock(1)").await.unwrap();
     let early = tokio::spawn(read(daemon.http(), "/v1/counter/1"));
-    eventually("have the fill wait in the middle", || async {
-        let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
-        match sql.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) {
-            0 => Err("it does not wait yet"),
-            _ => Ok(()),
-        }
-    })
-    .await;
+    until_a_read_waits(&sql).await;
     let mut raw = Raw::connect(&shop.stage).await.unwrap();
     let leased = format!("{:?}", raw.look("counter:1").await.unwrap());
     assert!(leased.contains("lease"), "{leased}");

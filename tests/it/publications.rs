@@ -1,8 +1,11 @@
 //! Fault 5: several publications, of all tables and of schemas; tables and schemas that leave and come back; a publication
 //! that is dropped and made anew.
 
+use walcache::sandbox::{PostgresOptions, RedisOptions};
+
 use crate::harness::{
-    Daemon, Entity, Scene, Shop, Stage, cli, codes, current_lsn, eventually, findings, needs_publications, version,
+    Daemon, Entity, LONG_LIMIT, Scene, Shop, Stage, cli, codes, current_lsn, eventually, eventually_within, findings,
+    needs_publications, version,
 };
 
 const SCHEMA: &str = "CREATE TABLE items (id int PRIMARY KEY, n int NOT NULL);
@@ -57,7 +60,7 @@ async fn several_publications_are_one_stream() {
     scene
         .write(&format!("ALTER PUBLICATION {other} ADD TABLE items; ALTER PUBLICATION \"{one}\" DROP TABLE items"))
         .await;
-    eventually("follow the table there", || async {
+    eventually_within(LONG_LIMIT, "follow the table there", || async {
         scene.warm("item/1").await;
         scene.write("UPDATE items SET n = n + 1 WHERE id = 1").await;
         let response = scene.get("item/1").await;
@@ -161,7 +164,7 @@ async fn a_transaction_that_was_open_when_the_table_joined_is_waited_for() {
     if needs_publications("publications::a_transaction_that_was_open_when_the_table_joined_is_waited_for") {
         return;
     }
-    let stage = Stage::shared("joining").await;
+    let stage = Stage::private("joining", PostgresOptions::new(), RedisOptions::new()).await;
     stage.execute(SCHEMA).await;
     let name = stage.name.clone();
     let scene = Scene::on(stage, |config| {
@@ -192,7 +195,7 @@ async fn a_transaction_that_was_open_when_the_table_joined_is_waited_for() {
         }
         let again = if down { Some(Daemon::start(&scene.config).await) } else { None };
         let daemon = again.as_ref().unwrap_or(&scene.daemon);
-        daemon.wait_ready().await;
+        daemon.wait_serving().await;
         eventually("say that it waits", || async {
             let log = daemon.log();
             if log.contains("not cached before all transactions have ended") { Ok(()) } else { Err(log) }
@@ -214,6 +217,48 @@ async fn a_transaction_that_was_open_when_the_table_joined_is_waited_for() {
         .await;
         assert_eq!(http.get("/v1/item/1").await.json()["n"], n * 10);
     }
+}
+
+/// 5: of the transactions that run, a snapshot names only those that began before another one has ended.
+#[tokio::test]
+async fn a_transaction_that_began_while_the_table_joined_is_waited_for() {
+    if needs_publications("publications::a_transaction_that_began_while_the_table_joined_is_waited_for") {
+        return;
+    }
+    // Nobody else's transaction may end meanwhile.
+    let stage = Stage::private("joining_late", PostgresOptions::new(), RedisOptions::new()).await;
+    stage.execute(SCHEMA).await;
+    let name = stage.name.clone();
+    let scene = Scene::on(stage, |config| {
+        config.set("source", "schema_check_interval", "200ms").entity(Entity::new("item", "items"))
+    })
+    .await;
+    scene.warm("item/1").await;
+    scene.write(&format!("ALTER PUBLICATION {name} DROP TABLE items")).await;
+    let of_item = async || {
+        // Twice: what is cached would answer the second.
+        scene.get("item/1").await.expect(200);
+        let response = scene.get("item/1").await.expect(200);
+        (response.header("x-cache").to_owned(), response.json()["n"].as_i64())
+    };
+    eventually("notice that the table has left", || async {
+        let answer = of_item().await;
+        if answer.0 == "BYPASS" { Ok(()) } else { Err(format!("{answer:?}")) }
+    })
+    .await;
+    let (adding, open) = (scene.stage.sql().await, scene.stage.sql().await);
+    adding.batch_execute(&format!("BEGIN; ALTER PUBLICATION {name} ADD TABLE items")).await.unwrap();
+    open.batch_execute("BEGIN; UPDATE items SET n = 10 WHERE id = 1").await.unwrap();
+    adding.batch_execute("COMMIT").await.unwrap();
+    eventually("say that it waits", || async {
+        let log = scene.daemon.log();
+        if log.contains("not cached before all transactions have ended") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    assert_eq!(of_item().await, ("BYPASS".to_owned(), Some(0)));
+    open.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(scene.warm("item/1").await.json()["n"], 10);
+    scene.verify().await;
 }
 
 /// 5: the stream cannot get past the time without its publication: a new slot and a new generation, and nothing stale.
@@ -297,4 +342,30 @@ async fn dropped_and_made_anew_while_no_daemon_runs() {
     }
     shop.put(&sql, 1, 4).await;
     shop.equals_postgres(&daemon).await;
+}
+
+/// Setup makes whatever publication is missing, also where another one has all tables, or takes them.
+#[tokio::test]
+async fn each_publication_that_is_missing_is_made() {
+    if needs_publications("publications::each_publication_that_is_missing_is_made") {
+        return;
+    }
+    for (name, there) in [("pub_neither", ""), ("pub_listed", "FOR TABLE items, things"), ("pub_all", "FOR ALL TABLES")]
+    {
+        let stage = Stage::shared(name).await;
+        stage.execute(SCHEMA).await;
+        let (one, other) = (format!("{}_one", stage.name), format!("{}_other", stage.name));
+        if !there.is_empty() {
+            stage.execute(&format!("CREATE PUBLICATION {one} {there}")).await;
+        }
+        let publications = names([one.as_str(), other.as_str()]);
+        let config = stage.config().set("source", "publication", publications);
+        let config = config.entity(Entity::new("item", "items")).entity(Entity::new("thing", "things"));
+        let printed = cli(&config, &["setup"], &[]).await;
+        let create = format!("CREATE PUBLICATION \"{other}\" WITH (publish_via_partition_root = true);");
+        assert!(printed.status.success() && printed.stdout.contains(&create), "{name}: {printed:?}");
+        let done = cli(&config, &["setup", "--apply"], &[]).await;
+        assert!(done.status.success(), "{name}: {done:?}");
+        assert_eq!(codes(&findings(&config).await, "error"), [""; 0], "{name}");
+    }
 }

@@ -1,5 +1,6 @@
 //! Entities that are the results of a query: what voids their entries, what they read as, and what `check` says of them.
 
+mod audited;
 mod check;
 mod params;
 mod refresh;
@@ -100,16 +101,24 @@ async fn a_change_voids_the_entries_that_it_concerns() {
         assert_eq!(scene.keys("orders").await, left, "{change}");
         scene.verify().await;
     }
-    // By way of a lookup.
-    for change in [
-        "UPDATE products SET price = price * 2 WHERE id = 2",
-        "UPDATE lines SET quantity = quantity + 1 WHERE order_id = 8",
-        "DELETE FROM lines WHERE order_id = 9 AND no = 1",
+    // By way of a lookup: the entries that it finds, and no others.
+    for (change, orders) in [
+        ("UPDATE products SET price = price * 2 WHERE id = 2", "SELECT order_id FROM lines WHERE product_id = 2"),
+        ("UPDATE lines SET quantity = quantity + 1 WHERE order_id = 8", "VALUES (8)"),
+        ("DELETE FROM lines WHERE order_id = 9 AND no = 1", "VALUES (9)"),
+        ("UPDATE products SET price = 9 WHERE id = 5", "SELECT order_id FROM lines WHERE product_id = 5"),
     ] {
         for key in keys {
             scene.warm(&format!("orders/{key}")).await;
         }
+        let concerned =
+            format!("SELECT customer_id::text FROM orders WHERE id IN ({orders}) AND customer_id IS NOT NULL");
+        let concerned = scene.sql.query(&concerned, &[]).await.unwrap();
+        let concerned: Vec<&str> = concerned.iter().map(|row| row.get(0)).collect();
         scene.write(change).await;
+        let left: Vec<&str> = keys.into_iter().filter(|key| !concerned.contains(key)).collect();
+        assert!(!left.is_empty(), "{change}");
+        assert_eq!(scene.keys("orders").await, left, "{change}");
         for key in keys {
             let response = scene.get(&format!("orders/{key}")).await.expect(200);
             assert_eq!(Some(response.text()), wanted(&scene, "orders", key).await, "{change}: {response:?}");
@@ -175,6 +184,30 @@ depends_on = [{ table = "products", key = { id = "id" } }, { table = "rates", al
         }
         scene.verify().await;
     }
+}
+
+/// One number for all of them, however many they are.
+#[tokio::test]
+async fn a_row_that_voids_many_entities_costs_one_new_generation() {
+    let schema = "CREATE TABLE rates (name text PRIMARY KEY, rate int NOT NULL); INSERT INTO rates VALUES ('a', 1);";
+    let rated = |n: usize| {
+        let text = format!(
+            "params = {{ times = \"int\" }}\nquery = \"select {n} * $1 * rate as cost from rates\"\nshape = \"one\"\n\
+             depends_on = [{{ table = \"rates\", all = true }}]\n"
+        );
+        Entity::query(&format!("rated_{n}"), &text)
+    };
+    let scene = Scene::open("query_many", schema, |config| (1..=20).fold(config, |c, n| c.entity(rated(n)))).await;
+    for n in 1..=20 {
+        scene.warm(&format!("rated_{n}/3")).await;
+    }
+    scene.write("UPDATE rates SET rate = 2; UPDATE rates SET rate = 3").await;
+    let mut generations = std::collections::BTreeSet::new();
+    for n in 1..=20 {
+        assert_eq!(scene.get(&format!("rated_{n}/3")).await.expect(200).json()["cost"], 9 * n);
+        generations.insert(status(&scene, &format!("rated_{n}")).await["generation"].to_string());
+    }
+    assert_eq!(generations.len(), 1, "{generations:?}");
 }
 
 #[tokio::test]
@@ -284,7 +317,9 @@ async fn another_query_is_another_generation() {
     let scene = shop("query_config", |config| config.entity(orders())).await;
     let first = scene.warm("orders/1").await.text();
     assert!(scene.daemon.terminate().await.success());
-    let other = ORDERS.replace("o.status, ", "");
+    // Its columns are the same, and so is what it reads.
+    let other = ORDERS.replace("order by o.id desc", "order by o.id");
+    assert_ne!(other, ORDERS);
     let config = scene.stage.config().set("freshness", "stale_after", "60s").entity(Entity::query("orders", &other));
     let daemon = Daemon::start(&config).await;
     daemon.wait_ready().await;
@@ -293,5 +328,38 @@ async fn another_query_is_another_generation() {
         if response.status == 200 { Ok(response) } else { Err(format!("{response:?}")) }
     })
     .await;
-    assert!(first.contains("status") && !second.text().contains("status"), "{second:?}");
+    let ids = |text: &str| -> Vec<i64> {
+        let rows: Vec<Value> = serde_json::from_str(text).unwrap();
+        rows.iter().map(|row| row["id"].as_i64().unwrap()).collect()
+    };
+    let turned: Vec<i64> = ids(&first).into_iter().rev().collect();
+    assert!(turned.len() > 1 && ids(&second.text()) == turned, "{second:?}, and before {first}");
+}
+
+/// What Postgres gives up for another transaction is tried once more, and is no fault of the query.
+#[tokio::test]
+async fn a_deadlock_is_tried_again() {
+    let schema = "CREATE TABLE rows (id int PRIMARY KEY, n int); INSERT INTO rows VALUES (1, 10), (2, 20);
+        CREATE FUNCTION deadlocks(id int) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+            -- Such a lock outlives the error.
+            IF id = 2 OR NOT EXISTS (
+                SELECT FROM pg_locks WHERE locktype = 'advisory'
+                    AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+            THEN
+                PERFORM pg_try_advisory_lock(1);
+                RAISE SQLSTATE '40P01';
+            END IF;
+            RETURN true;
+        END $$";
+    let query = r#"
+params = { id = "int" }
+query = "select n from rows where id = $1 and deadlocks($1)"
+shape = "one"
+depends_on = [{ table = "rows", key = { id = "id" } }]
+"#;
+    let scene = Scene::open("query_deadlock", schema, |config| config.entity(Entity::query("it", query))).await;
+    assert_eq!(scene.get("it/1").await.expect(200).json(), json!({"n": 10}));
+    let refused = scene.get("it/2").await.expect(503).json();
+    assert!(refused["type"].as_str().unwrap().contains("source-timeout"), "{refused}");
+    assert!(refused["detail"].as_str().unwrap().contains("40P01"), "{refused}");
 }

@@ -5,24 +5,20 @@ mod lost;
 
 use std::time::{Duration, Instant};
 
+use tokio_postgres::Client;
 use walcache::sandbox::{PostgresOptions, Redis, RedisOptions, Restart, free_port};
 
 use std::sync::Arc;
 
-use crate::harness::{Daemon, Entity, Proxy, Raw, Shop, Stage, current_lsn, eventually, servable, version};
-
-async fn trusted(daemon: &Daemon) -> bool {
-    daemon.status().await["l2"]["trusted"] == true
-}
-
-async fn until_trusted(daemon: &Daemon, wanted: bool) {
-    eventually(&format!("have L2 trusted: {wanted}"), || async {
-        if trusted(daemon).await == wanted { Ok(()) } else { Err("not yet") }
-    })
-    .await;
-}
+use crate::harness::{Entity, Proxy, Raw, Shop, current_lsn, eventually, servable, version};
 
 /// 16: away.
+/// When the daemon has last told its position.
+async fn reported(sql: &Client) -> Option<String> {
+    let query = "SELECT max(reply_time)::text FROM pg_stat_replication";
+    sql.query_one(query, &[]).await.unwrap().get(0)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn away_for_a_while() {
     let shop = Shop::new("redis_away").await;
@@ -32,11 +28,19 @@ async fn away_for_a_while() {
     let load = shop.load(&daemon, 15);
     load.reads(200).await;
     shop.stage.redis.kill().await.unwrap();
-    until_trusted(&daemon, false).await;
+    daemon.until_trusted(false).await;
     let gone = current_lsn(&sql).await;
     load.writes(100).await;
     load.reads(20).await;
-    // Well beyond a few status intervals.
+    // What was applied before may be reported until then.
+    for _ in 0..2 {
+        let last = reported(&sql).await;
+        eventually("have the position reported again", || async {
+            let now = reported(&sql).await;
+            if now.is_some() && now != last { Ok(()) } else { Err(format!("{now:?}")) }
+        })
+        .await;
+    }
     let slot = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots";
     let first: String = sql.query_one(slot, &[]).await.unwrap().get(0);
     load.writes(200).await;
@@ -50,30 +54,29 @@ async fn away_for_a_while() {
     let began = Instant::now();
     let response = http.get("/v1/counter/1").await;
     assert!(matches!(response.status.as_u16(), 200 | 404), "{response:?}");
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    // Far from `source.fill_timeout`.
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     shop.stage.redis.start_again(Restart::Empty).await.unwrap();
-    until_trusted(&daemon, true).await;
+    daemon.until_trusted(true).await;
     load.reads(50).await;
-    let done = load.stop().await;
-    assert_eq!(done.failed_reads, 0, "{done:?}");
-    let compared = shop.equals_postgres(&daemon).await;
-    assert!(compared.entries > 0, "{compared:?}");
+    shop.ends_well(load, &daemon).await;
 }
 
 /// 16: open connections and no answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn paused_and_resumed() {
-    let shop = Shop::new("redis_pause").await;
+    let mut shop = Shop::new("redis_pause").await;
+    shop.config = shop.config.set("l2", "response_timeout", "500ms");
     let daemon = shop.daemon().await;
     let load = shop.load(&daemon, 16);
     for _ in 0..2 {
         load.reads(100).await;
         shop.stage.redis.pause().await.unwrap();
-        until_trusted(&daemon, false).await;
+        daemon.until_trusted(false).await;
         load.writes(50).await;
         load.reads(50).await;
         shop.stage.redis.resume().unwrap();
-        until_trusted(&daemon, true).await;
+        daemon.until_trusted(true).await;
         load.writes(20).await;
     }
     let done = load.stop().await;
@@ -98,10 +101,7 @@ async fn out_of_memory() {
         raw.run(&["CONFIG", "SET", "maxmemory", "0"]).await.unwrap();
         load.writes(20).await;
     }
-    let done = load.stop().await;
-    assert_eq!(done.failed_reads, 0, "{done:?}");
-    let compared = shop.equals_postgres(&daemon).await;
-    assert!(compared.entries > 0, "{compared:?}");
+    shop.ends_well(load, &daemon).await;
 }
 
 /// 18: evicting whatever it likes, the fence, too.
@@ -135,14 +135,10 @@ async fn nothing_is_confirmed_that_redis_has_not_taken() {
     shop.stage.redis.kill().await.unwrap();
     let before = current_lsn(&sql).await;
     shop.put(&sql, 1, 2).await;
-    let reported = async || {
-        let query = "SELECT max(reply_time)::text FROM pg_stat_replication";
-        sql.query_one(query, &[]).await.unwrap().get::<_, Option<String>>(0)
-    };
     for _ in 0..10 {
-        let last = reported().await;
+        let last = reported(&sql).await;
         eventually("have the position reported again", || async {
-            let now = reported().await;
+            let now = reported(&sql).await;
             if now.is_some() && now != last { Ok(()) } else { Err(format!("{now:?}")) }
         })
         .await;
@@ -150,7 +146,7 @@ async fn nothing_is_confirmed_that_redis_has_not_taken() {
         assert!(confirmed <= before, "{confirmed} is confirmed, and nothing after {before} was taken");
     }
     shop.stage.redis.start_again(Restart::Empty).await.unwrap();
-    until_trusted(&daemon, true).await;
+    daemon.until_trusted(true).await;
     shop.equals_postgres(&daemon).await;
 }
 
@@ -170,13 +166,10 @@ async fn read_only_for_a_while() {
         load.writes(60).await;
         load.reads(60).await;
         raw.run(&["REPLICAOF", "NO", "ONE"]).await.unwrap();
-        until_trusted(&daemon, true).await;
+        daemon.until_trusted(true).await;
         load.writes(20).await;
     }
-    let done = load.stop().await;
-    assert_eq!(done.failed_reads, 0, "{done:?}");
-    let compared = shop.equals_postgres(&daemon).await;
-    assert!(compared.entries > 0, "{compared:?}");
+    shop.ends_well(load, &daemon).await;
 }
 
 /// 18: evicting only what expires. The fence does not: it stays, and with it the generation.

@@ -11,8 +11,8 @@ use walcache::sandbox::RedisOptions;
 
 use crate::harness::{Daemon, Proxy, Shop, WAYS, Way, current_lsn, eventually, eventually_within, version};
 
-/// The bound above, on a busy machine.
-const NOTICED: Duration = Duration::from_secs(4);
+/// The bound above, on a busy machine; a connection is tried again every 3 s at least.
+const NOTICED: Duration = Duration::from_secs(12);
 /// `l2.response_timeout` here.
 const RESPONSE: Duration = Duration::from_millis(500);
 
@@ -26,13 +26,6 @@ async fn through_proxy(name: &str) -> (Shop, Proxy) {
         .set("l2", "response_timeout", format!("{}ms", RESPONSE.as_millis()))
         .set("l2", "connect_timeout", "1s");
     (shop, proxy)
-}
-
-async fn until_trusted(daemon: &Daemon, wanted: bool) {
-    eventually(&format!("have L2 trusted: {wanted}"), || async {
-        if daemon.status().await["l2"]["trusted"] == wanted { Ok(()) } else { Err(daemon.log()) }
-    })
-    .await;
 }
 
 /// How often the readers' connection was given up.
@@ -52,14 +45,14 @@ async fn silent(name: &str, silence: impl Fn(&Proxy)) {
         }
         let began = Instant::now();
         silence(&proxy);
-        until_trusted(&daemon, false).await;
+        daemon.until_trusted(false).await;
         assert!(began.elapsed() < NOTICED, "noticed after {:?} only", began.elapsed());
         if let Some(load) = &load {
             load.writes(30).await;
             load.reads(30).await;
         }
         proxy.heal();
-        until_trusted(&daemon, true).await;
+        daemon.until_trusted(true).await;
         if let Some(load) = load {
             load.writes(20).await;
             load.reads(20).await;
@@ -121,13 +114,10 @@ async fn cut_torn_garbled_and_closed_under_load() {
             if bypasses(&daemon) > before { Ok(()) } else { Err("nothing in the log") }
         })
         .await;
-        until_trusted(&daemon, true).await;
+        daemon.until_trusted(true).await;
     }
     load.reads(50).await;
-    let done = load.stop().await;
-    assert_eq!(done.failed_reads, 0, "{done:?}");
-    let compared = shop.equals_postgres(&daemon).await;
-    assert!(compared.entries > 0, "{compared:?}");
+    shop.ends_well(load, &daemon).await;
     assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
 }
 
@@ -148,7 +138,7 @@ async fn only_the_readers_connection_is_garbled() {
         shop.put(&sql, row, 1).await;
     }
     let daemon = Daemon::start(&shop.config).await;
-    until_trusted(&daemon, true).await;
+    daemon.until_trusted(true).await;
     let http = daemon.http();
     // The first heartbeat has come back once hits are served.
     sql.batch_execute("SELECT pg_logical_emit_message(true, '', '')").await.unwrap();
@@ -157,7 +147,11 @@ async fn only_the_readers_connection_is_garbled() {
         http.get(&format!("/v1/counter/{row}")).await.expect(200);
     }
     for way in WAYS {
-        assert_eq!(http.get("/v1/counter/1").await.header("x-cache"), "HIT-L2");
+        eventually("answer from L2", || async {
+            let response = http.get("/v1/counter/1").await.expect(200);
+            if response.header("x-cache") == "HIT-L2" { Ok(()) } else { Err(format!("{:?}", response.headers)) }
+        })
+        .await;
         proxy.garble(way);
         let response = http.get("/v1/counter/1").await.expect(200);
         assert_eq!(version(&response.json()), Some(1));
@@ -197,7 +191,7 @@ async fn silent_at_each_step_of_connecting() {
         let healed = Instant::now();
         proxy.heal();
         daemon.wait_applied(end).await;
-        until_trusted(&daemon, true).await;
+        daemon.until_trusted(true).await;
         let took = healed.elapsed();
         assert!(took < NOTICED, "step {step}: trusted again after {took:?}");
     }
@@ -209,7 +203,7 @@ async fn silent_at_each_step_of_connecting() {
 async fn answers_just_within_the_limit() {
     let (mut shop, proxy) = through_proxy("redis_slow").await;
     // With some room for a busy machine.
-    shop.config = shop.config.set("l2", "response_timeout", "1500ms").set("l2", "connect_timeout", "4s");
+    shop.config = shop.config.set("l2", "response_timeout", "4s").set("l2", "connect_timeout", "8s");
     let sql = shop.sql().await;
     let daemon = shop.daemon().await;
     let http = daemon.http();
@@ -226,7 +220,7 @@ async fn answers_just_within_the_limit() {
     let began = Instant::now();
     let keys: Vec<usize> = (100..300).collect();
     http.post("/v1/counter/batch", &serde_json::json!({ "keys": keys }), &[]).await.expect(200);
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     assert_eq!(bypasses(&daemon), before, "it answers in time: {}", daemon.log());
     assert_eq!(daemon.status().await["l2"]["trusted"], true);
     proxy.heal();
@@ -245,24 +239,27 @@ async fn answers_just_beyond_the_limit() {
     load.reads(100).await;
     load.writes(30).await;
     proxy.delay(RESPONSE / 2 + Duration::from_millis(50));
-    until_trusted(&daemon, false).await;
+    daemon.until_trusted(false).await;
     // What was under way when the delay began may have been applied, and then be confirmed, until now.
     let applied =
         async || daemon.status().await["applied_lsn"].as_str().unwrap().parse::<walcache::lsn::Lsn>().unwrap();
-    let mut connections = 0;
+    let (mut connections, mut at_work) = (0, 0);
     for _ in 0..5 {
         load.writes(20).await;
         load.reads(20).await;
         let at = current_lsn(&sql).await;
         let confirmed = shop.confirmed().await;
         assert!(confirmed <= applied().await, "{confirmed} is confirmed and was not applied; the log ends at {at}");
-        let fills =
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'walcache' AND query LIKE '%row_to_json%'";
-        connections = connections.max(sql.query_one(fills, &[]).await.unwrap().get::<_, i64>(0));
+        // Of connections that were given up, some may still be ending.
+        let fills = "SELECT count(*), count(*) FILTER (WHERE state = 'active') FROM pg_stat_activity
+            WHERE application_name = 'walcache' AND query LIKE '%row_to_json%'";
+        let row = sql.query_one(fills, &[]).await.unwrap();
+        connections = connections.max(row.get::<_, i64>(0));
+        at_work = at_work.max(row.get::<_, i64>(1));
     }
-    assert!((1..=3).contains(&connections), "{connections} connections for fills");
+    assert!(connections >= 1 && at_work <= 3, "{connections} connections for fills, {at_work} at work");
     proxy.heal();
-    until_trusted(&daemon, true).await;
+    daemon.until_trusted(true).await;
     let done = load.stop().await;
     assert_eq!(done.failed_reads, 0, "{done:?}");
     shop.equals_postgres(&daemon).await;

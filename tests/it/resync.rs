@@ -20,12 +20,6 @@ async fn came_from(scene: &Scene, path: &str) -> String {
     scene.get(path).await.expect(200).header("x-cache").to_owned()
 }
 
-async fn generation(scene: &Scene, entity: &str) -> u64 {
-    let status = scene.daemon.status().await;
-    let found = status["entities"].as_array().unwrap().iter().find(|e| e["name"] == entity);
-    found.unwrap()["generation"].as_u64().unwrap()
-}
-
 #[tokio::test]
 async fn one_entity_or_all() {
     let scene = open("resync").await;
@@ -33,11 +27,11 @@ async fn one_entity_or_all() {
     for path in ["item/1", "item/2", "note/1"] {
         scene.warm(path).await;
     }
-    let before = (generation(&scene, "item").await, generation(&scene, "note").await);
+    let before = (scene.daemon.generation_of("item").await, scene.daemon.generation_of("note").await);
     let done = cli(&scene.config, &[&["resync", "item"], &admin[..]].concat(), &[]).await;
     assert!(done.status.success(), "{done:?}");
-    let after = generation(&scene, "item").await;
-    assert!(after > before.0 && generation(&scene, "note").await == before.1);
+    let after = scene.daemon.generation_of("item").await;
+    assert!(after > before.0 && scene.daemon.generation_of("note").await == before.1);
     assert!(done.stdout.contains(&format!("item: generation {after} begins")), "{done:?}");
     assert!(done.stdout.contains("reads fill from Postgres"), "{done:?}");
     // In Redis the entry still stands, and is as good as none.
@@ -51,14 +45,14 @@ async fn one_entity_or_all() {
     let json: Value = serde_json::from_str(&done.stdout).unwrap();
     let raised = json["generation"].as_u64().unwrap();
     assert!(raised > after && json["entity"].is_null(), "{json}");
-    assert_eq!((generation(&scene, "item").await, generation(&scene, "note").await), (raised, raised));
+    assert_eq!((scene.daemon.generation_of("item").await, scene.daemon.generation_of("note").await), (raised, raised));
     for path in ["item/1", "note/1"] {
         assert_eq!(came_from(&scene, path).await, "MISS", "{path}");
     }
     let unknown = cli(&scene.config, &[&["resync", "itme"], &admin[..]].concat(), &[]).await;
     assert_eq!(unknown.status.code(), Some(2), "{unknown:?}");
     assert!(unknown.stderr.contains("configured: item, note"), "{unknown:?}");
-    assert_eq!(generation(&scene, "item").await, raised);
+    assert_eq!(scene.daemon.generation_of("item").await, raised);
     scene.write("UPDATE items SET n = 3").await;
     scene.verify().await;
 }

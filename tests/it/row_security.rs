@@ -95,3 +95,88 @@ async fn row_security_that_is_enabled_while_running_ends_all_reads() {
     assert_eq!(scene.warm("note/1").await.json()["body"], "new");
     scene.verify().await;
 }
+
+/// 10: what readers must not see they do not see either while something else that the entity is made of is locked, so that
+/// it cannot be looked at further.
+#[tokio::test]
+async fn a_lock_on_another_table_opens_nothing() {
+    let schema =
+        format!("{SCHEMA} CREATE TABLE tags (id int PRIMARY KEY, note_id int); INSERT INTO tags VALUES (1, 1);");
+    let of_notes = r#"
+params = { id = "int" }
+query = "select id, body from notes where id = $1"
+shape = "one"
+depends_on = [
+  { table = "notes", key = { id = "id" } },
+  { table = "tags", lookup = "select note_id from tags where id = $1", from = ["id"] },
+]
+"#;
+    let scene = Scene::open("rls_locked", &schema, |config| {
+        config.set("source", "schema_check_interval", "200ms").entity(Entity::query("note", of_notes))
+    })
+    .await;
+    scene.warm("note/1").await;
+    scene.write("ALTER TABLE notes ENABLE ROW LEVEL SECURITY").await;
+    let standing = async || {
+        let status = scene.daemon.status().await;
+        let text = |name: &str| status["entities"][0][name].as_str().unwrap_or_default().to_owned();
+        (text("state"), text("cause"))
+    };
+    let stands = async |state: &str, is_right: &dyn Fn(&str) -> bool| {
+        eventually(&format!("be {state}"), || async {
+            let now = standing().await;
+            if now.0 == state && is_right(&now.1) { Ok(()) } else { Err(format!("{now:?}")) }
+        })
+        .await;
+    };
+    stands("unreadable", &|cause| !cause.contains("query_locked")).await;
+    let other = scene.stage.sql().await;
+    other.batch_execute("BEGIN; LOCK TABLE tags IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    // It is to be looked at again.
+    scene.sql.batch_execute("ALTER TABLE notes ADD COLUMN more int").await.unwrap();
+    stands("unreadable", &|cause| cause.contains("query_locked")).await;
+    let refused = scene.get("note/1").await.expect(503).text();
+    assert!(refused.contains("row-level security") && !refused.contains("of ann"), "{refused}");
+    other.batch_execute("COMMIT").await.unwrap();
+    stands("unreadable", &|cause| !cause.contains("query_locked")).await;
+    scene.write("ALTER TABLE notes DISABLE ROW LEVEL SECURITY").await;
+    stands("cached", &|_| true).await;
+    assert_eq!(scene.warm("note/1").await.json()["body"], "of ann");
+    scene.verify().await;
+}
+
+/// A query that reads a table with policies shows nobody its rows, whether or not it depends on it.
+#[tokio::test]
+async fn a_query_of_a_table_that_is_not_named_opens_nothing() {
+    let stage = Stage::shared("rls_unnamed").await;
+    stage
+        .execute(&format!("{SCHEMA} CREATE TABLE owners (name text PRIMARY KEY); INSERT INTO owners VALUES ('ann')"))
+        .await;
+    let query = r#"
+params = { name = "text" }
+query = "select n.body from owners o join notes n on n.owner = o.name where o.name = $1"
+depends_on = [{ table = "owners", key = { name = "name" } }]
+"#;
+    // As the daemon would run on: the table is not named, and so the entity is not cached.
+    let config = stage.config().set("source", "schema_check_interval", "200ms");
+    let config = config.entity(Entity::new("owner", "owners")).entity(Entity::query("bodies", query));
+    let named = query.replace("depends_on = [", "depends_on = [{ table = \"notes\", all = true }, ");
+    let at_first = stage.config().entity(Entity::new("owner", "owners")).entity(Entity::query("bodies", &named));
+    let done = cli(&at_first, &["setup", "--apply"], &[]).await;
+    assert!(done.status.success(), "{done:?}");
+    Daemon::start(&at_first).await.wait_ready().await;
+    let daemon = Daemon::start(&config).await;
+    daemon.wait_ready().await;
+    assert_eq!(daemon.http().get("/v1/bodies/ann").await.expect(200).header("x-cache"), "BYPASS");
+    stage.execute("ALTER TABLE notes ENABLE ROW LEVEL SECURITY; ALTER TABLE owners ADD COLUMN more int").await;
+    eventually("refuse to read", || async {
+        let response = daemon.http().get("/v1/bodies/ann").await;
+        if response.status == 503 && response.text().contains("row-level security") {
+            Ok(())
+        } else {
+            Err(response.text())
+        }
+    })
+    .await;
+    assert!(codes(&findings(&config).await, "error").contains(&"row_security"));
+}

@@ -6,12 +6,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use walcache::lsn::Lsn;
 
-use crate::harness::{Daemon, Raw, Shop, counted_reads, current_lsn, eventually};
+use crate::harness::{Daemon, Raw, Shop, counted_reads, current_lsn, eventually, until_a_read_waits};
 
 /// `http.grace` in what follows.
 const GRACE: Duration = Duration::from_secs(4);
 /// What comes on top of it, on a busy machine: ending connections and the process.
-const MARGIN: Duration = Duration::from_secs(4);
+const MARGIN: Duration = Duration::from_secs(12);
 
 /// SIGTERM; the daemon must end well, and in time. Gives the time that it took.
 async fn ends_in_time(daemon: &Daemon) -> Duration {
@@ -48,7 +48,7 @@ async fn ends_in_order_under_load() {
         let began = Instant::now();
         let status = daemon.terminate().await;
         assert!(status.success(), "{status}\n{}", daemon.log());
-        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
         let confirmed = shop.confirmed_when_free().await;
         // Everything that was written to L2 was also confirmed: the next one replays nothing.
         let mut raw = Raw::connect(&shop.stage).await.unwrap();
@@ -163,11 +163,7 @@ async fn while_a_fill_is_under_way() {
     let mut daemon = shop.daemon().await;
     sql.batch_execute("SELECT pg_advisory_lock(1)").await.unwrap();
     let miss = ask(&daemon, "/v1/counter/1").await;
-    eventually("have the fill wait", || async {
-        let query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
-        if sql.query_one(query, &[]).await.unwrap().get::<_, i64>(0) == 1 { Ok(()) } else { Err("not yet") }
-    })
-    .await;
+    until_a_read_waits(&sql).await;
     let address = daemon.http_address().to_owned();
     let land = async {
         eventually("close the listener", || async {

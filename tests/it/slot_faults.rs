@@ -31,10 +31,6 @@ async fn outrun(shop: &Shop, sql: &Client) {
     .await;
 }
 
-async fn generation(daemon: &Daemon) -> u64 {
-    daemon.status().await["entities"][0]["generation"].as_u64().unwrap()
-}
-
 /// Rows 0 to 19 at this version, read by everybody.
 async fn cached(shop: &Shop, sql: &Client, daemon: &Daemon, value: i64) {
     for id in 0..20 {
@@ -58,7 +54,7 @@ async fn lost_while_no_daemon_runs() {
     let sql = shop.sql().await;
     let daemon = shop.daemon().await;
     cached(&shop, &sql, &daemon, 1).await;
-    let before = generation(&daemon).await;
+    let before = daemon.generation().await;
     daemon.kill().await;
     // In a stream that nobody will ever read.
     for id in 0..20 {
@@ -66,7 +62,7 @@ async fn lost_while_no_daemon_runs() {
     }
     outrun(&shop, &sql).await;
     let daemon = shop.daemon().await;
-    assert!(generation(&daemon).await > before);
+    assert!(daemon.generation().await > before);
     says_why(&daemon);
     assert_eq!(version(&daemon.http().get("/v1/counter/3").await.expect(200).json()), Some(2));
     shop.equals_postgres(&daemon).await;
@@ -75,23 +71,20 @@ async fn lost_while_no_daemon_runs() {
 /// 4: `wal_status = lost` while the daemon runs, and cannot apply: Redis hangs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_while_the_daemon_runs() {
-    let shop = forgetful("slot_lost_up").await;
+    let mut shop = forgetful("slot_lost_up").await;
+    shop.config = shop.config.set("l2", "response_timeout", "500ms");
     let sql = shop.sql().await;
     let daemon = shop.daemon().await;
     let pid = daemon.pid();
     cached(&shop, &sql, &daemon, 1).await;
-    let before = generation(&daemon).await;
+    let before = daemon.generation().await;
     shop.stage.redis.pause().await.unwrap();
     for id in 0..20 {
         shop.put(&sql, id, 2).await;
     }
     outrun(&shop, &sql).await;
     shop.stage.redis.resume().unwrap();
-    eventually("start a new generation", || async {
-        let now = generation(&daemon).await;
-        if now > before { Ok(()) } else { Err(now) }
-    })
-    .await;
+    daemon.until_generation_beyond(before).await;
     says_why(&daemon);
     shop.equals_postgres(&daemon).await;
     assert_eq!(daemon.pid(), pid, "the daemon did not exit");
@@ -105,18 +98,14 @@ async fn lost_while_the_daemon_is_paused() {
     let daemon = shop.daemon().await;
     let pid = daemon.pid();
     cached(&shop, &sql, &daemon, 1).await;
-    let before = generation(&daemon).await;
+    let before = daemon.generation().await;
     daemon.pause().await;
     for id in 0..20 {
         shop.put(&sql, id, 2).await;
     }
     outrun(&shop, &sql).await;
     daemon.resume();
-    eventually("start a new generation", || async {
-        let now = generation(&daemon).await;
-        if now > before { Ok(()) } else { Err(now) }
-    })
-    .await;
+    daemon.until_generation_beyond(before).await;
     says_why(&daemon);
     shop.equals_postgres(&daemon).await;
     assert_eq!(daemon.pid(), pid, "the daemon did not exit");
@@ -147,11 +136,12 @@ async fn shown_before_it_is_lost() {
         .setting("max_wal_size", "10GB")
         .setting("checkpoint_timeout", "1h")
         .setting("wal_init_zero", "off");
-    let shop = Shop::with("slot_health", postgres, RedisOptions::new()).await;
+    let mut shop = Shop::with("slot_health", postgres, RedisOptions::new()).await;
+    shop.config = shop.config.set("l2", "response_timeout", "500ms");
     let sql = shop.sql().await;
     let daemon = shop.daemon().await;
     cached(&shop, &sql, &daemon, 1).await;
-    let before = generation(&daemon).await;
+    let before = daemon.generation().await;
     let health = slot_health(&daemon, "reserved").await;
     let (retained, safe) = (health["retained_bytes"].as_i64().unwrap(), health["safe_bytes"].as_i64().unwrap());
     assert!((0..48 * MIB).contains(&retained) && safe > 100 * MIB, "{health}");
@@ -190,11 +180,7 @@ async fn shown_before_it_is_lost() {
     })
     .await;
     shop.stage.redis.resume().unwrap();
-    eventually("start a new generation", || async {
-        let now = generation(&daemon).await;
-        if now > before { Ok(()) } else { Err(now) }
-    })
-    .await;
+    daemon.until_generation_beyond(before).await;
     slot_health(&daemon, "reserved").await;
     shop.equals_postgres(&daemon).await;
     let log = daemon.log();
@@ -215,7 +201,7 @@ async fn lost_by_idleness() {
     }
     let daemon = shop.daemon().await;
     cached(&shop, &sql, &daemon, 1).await;
-    let before = generation(&daemon).await;
+    let before = daemon.generation().await;
     daemon.kill().await;
     shop.confirmed_when_free().await;
     for id in 0..20 {
@@ -233,7 +219,7 @@ async fn lost_by_idleness() {
     let check = crate::harness::cli(&shop.config, &["check"], &[]).await;
     assert!(check.stdout.contains("slot_lost") && check.stdout.contains("idle_replication_slot_timeout"), "{check:?}");
     let daemon = shop.daemon().await;
-    assert!(generation(&daemon).await > before);
+    assert!(daemon.generation().await > before);
     says_why(&daemon);
     assert!(daemon.log().contains("\"reason\":\"idle_timeout\""), "{}", daemon.log());
     assert_eq!(version(&daemon.http().get("/v1/counter/3").await.expect(200).json()), Some(2));
@@ -256,7 +242,7 @@ async fn identity(shop: &Shop, sql: &Client) -> String {
 fn replace(slot: &str, create: &str) -> String {
     format!(
         "DO $$ BEGIN
-             FOR i IN 1..2000 LOOP
+             FOR i IN 1..10000 LOOP
                  PERFORM pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{slot}' AND active;
                  BEGIN
                      PERFORM pg_drop_replication_slot('{slot}');
@@ -281,8 +267,9 @@ async fn foreign(name: &str, create: impl Fn(&str) -> String, elsewhere: bool, s
 
     let daemon = shop.daemon().await;
     cached(&shop, &sql, &daemon, 1).await;
-    let before = generation(&daemon).await;
-    // Under the daemon's feet.
+    let before = daemon.generation().await;
+    // Under the daemon's feet: it must not make one itself where it finds none.
+    daemon.pause().await;
     if elsewhere {
         // Only a session of its database may make a slot there.
         shop.stage.execute(&replace(&slot, "1")).await;
@@ -290,6 +277,7 @@ async fn foreign(name: &str, create: impl Fn(&str) -> String, elsewhere: bool, s
     } else {
         maker.batch_execute(&replace(&slot, &create(&slot))).await.unwrap();
     }
+    daemon.resume();
     for id in 0..20 {
         shop.put(&sql, id, 2).await;
     }
@@ -316,7 +304,7 @@ async fn foreign(name: &str, create: impl Fn(&str) -> String, elsewhere: bool, s
     // Once the operator has made room, nothing that was missed is served.
     maker.batch_execute(&drop).await.unwrap();
     let daemon = shop.daemon().await;
-    assert!(generation(&daemon).await > before);
+    assert!(daemon.generation().await > before);
     assert_eq!(version(&daemon.http().get("/v1/counter/3").await.expect(200).json()), Some(2));
     shop.equals_postgres(&daemon).await;
 }

@@ -3,11 +3,15 @@
 mod operate;
 mod patterns;
 mod tags;
+mod went_back;
+
+use std::path::PathBuf;
 
 use serde_json::json;
+use walcache::failpoint::{HOLD, KILLS, Point};
 use walcache::lsn::Lsn;
 
-use crate::harness::{Config, Entity, Scene, eventually};
+use crate::harness::{Config, Daemon, Entity, Response, Scene, eventually, until_a_read_waits};
 
 /// Rows of each tenant: 0 to 3.
 const EACH: i32 = 500;
@@ -32,21 +36,42 @@ const SCHEMA: &str = "
     INSERT INTO notes SELECT t, i FROM generate_series(1, 2) t, generate_series(1, 3) i;";
 
 fn configure(config: Config) -> Config {
+    configure_with(config, &["tenant:{tenant}", "rates"])
+}
+
+/// With other tags of notes.
+fn configure_with(config: Config, of_notes: &[&str]) -> Config {
     let item =
         Entity::new("item", "public.items").set("tags", ["tenant:{tenant}", "all-items"].map(String::from).to_vec());
-    let note = Entity::new("note", "public.notes").set("tags", vec!["tenant:{tenant}".to_owned(), "rates".to_owned()]);
+    let of_notes: Vec<String> = of_notes.iter().map(|tag| (*tag).to_owned()).collect();
+    let note = Entity::new("note", "public.notes").set("tags", of_notes);
     // Transactions of more than a few changes go in pieces.
     config
         .set("apply", "max_transaction_bytes", "1KiB")
         .set("apply", "max_batch_bytes", "64KiB")
         .set("source", "heartbeat_interval", "300ms")
         .set("audit", "rate", 0)
+        // Fills are held until much has happened.
+        .set("source", "fill_timeout", "60s")
+        .set("l2", "lease_ttl", "60s")
         .entity(item)
         .entity(note)
 }
 
 async fn scene(name: &str) -> Scene {
     Scene::open(name, SCHEMA, configure).await
+}
+
+/// Restarts the daemon such that its first sweep waits at a point until the file is removed whose path is returned.
+async fn sweeps_wait_at(scene: &mut Scene, point: Point) -> PathBuf {
+    scene.daemon.kill().await;
+    let hold = scene.stage.redis.dir().join(&scene.stage.name);
+    std::fs::write(&hold, "").unwrap();
+    let at = format!("{}=wait@1", point.name());
+    scene.daemon = Daemon::start_with(&scene.config, &[(KILLS, &at), (HOLD, hold.to_str().unwrap())]).await;
+    scene.daemon.wait_ready().await;
+    scene.http = scene.daemon.http();
+    hold
 }
 
 /// Where an answer comes from.
@@ -94,4 +119,14 @@ async fn rate(scene: &Scene, path: &str) -> (i64, String) {
 /// Sets the rate, and says in the same transaction what that concerns.
 async fn set_rate(scene: &Scene, rate: i32, said: &str) -> Lsn {
     scene.write(&format!("BEGIN; UPDATE rates SET rate = {rate}; {said}; COMMIT")).await
+}
+
+/// A fill of note 1,1 that has begun, and does not go on before `pg_advisory_unlock(1)` on the connection.
+async fn fill_in_the_middle(scene: &Scene) -> (tokio_postgres::Client, tokio::task::JoinHandle<Response>) {
+    let locker = scene.stage.sql().await;
+    locker.batch_execute("SELECT pg_advisory_lock(1)").await.unwrap();
+    let http = scene.http.clone();
+    let early = tokio::spawn(async move { http.get("/v1/note/1,1").await });
+    until_a_read_waits(&scene.sql).await;
+    (locker, early)
 }

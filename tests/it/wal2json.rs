@@ -4,7 +4,7 @@
 use serde_json::json;
 use walcache::sandbox::{PostgresOptions, RedisOptions};
 
-use crate::harness::{Config, Entity, Finished, Scene, Stage, cli, needs_wal2json};
+use crate::harness::{Config, Entity, Scene, Stage, cli, needs_wal2json};
 
 async fn scene(name: &str, schema: &str, configure: impl FnOnce(Config) -> Config) -> Scene {
     Scene::open(name, schema, |config| {
@@ -19,19 +19,6 @@ async fn items(name: &str) -> Scene {
                   ALTER TABLE items ALTER body SET STORAGE EXTERNAL;
                   INSERT INTO items SELECT i, 'a' || i, 'b' || i, repeat('x', 3000), i FROM generate_series(1, 5) i";
     scene(name, schema, |config| config.entity(Entity::new("item", "items"))).await
-}
-
-async fn generation(scene: &Scene) -> u64 {
-    scene.daemon.status().await["entities"][0]["generation"].as_u64().unwrap()
-}
-
-#[track_caller]
-fn ended(finished: &Finished, code: i32, said: &[&str]) {
-    let text = format!("{}{}", finished.stdout, finished.stderr);
-    assert_eq!(finished.status.code(), Some(code), "{text}");
-    for wanted in said {
-        assert!(text.contains(wanted), "lacks {wanted:?}:\n{text}");
-    }
 }
 
 /// 11: rows are streamed under the names of partitions, which come and go.
@@ -60,10 +47,10 @@ async fn partitions_are_their_table() {
     scene.verify().await;
 
     // Tables that belong to no entity do not disturb it.
-    let before = generation(&scene).await;
+    let before = scene.daemon.generation().await;
     scene.write("INSERT INTO other VALUES (1); CREATE TABLE later (id int); INSERT INTO later VALUES (1)").await;
     scene.write("INSERT INTO other VALUES (2); INSERT INTO later VALUES (2)").await;
-    assert_eq!(generation(&scene).await, before);
+    assert_eq!(scene.daemon.generation().await, before);
     assert_eq!(scene.get("part/12").await.json()["note"], "one!");
 
     // Known to be absent, and then there, in a partition that did not exist.
@@ -105,6 +92,7 @@ async fn changes_that_are_left_out_are_noticed() {
     }
     let scene = items("w2j_identity").await;
     for identity in ["NOTHING", "FULL", "DEFAULT"] {
+        scene.daemon.wait_joined().await;
         for key in 1..=5 {
             scene.warm(&format!("item/{key}")).await;
         }
@@ -220,7 +208,7 @@ async fn what_it_needs_is_checked() {
     let wal2json = config(&url, "wal2json");
     let said = ["plugin_missing", "could not access file", "postgresql-NN-wal2json"];
     for verb in [&["check"][..], &["setup"], &["setup", "--apply"], &["run"]] {
-        ended(&cli(&wal2json, verb, &[]).await, 1, &said);
+        cli(&wal2json, verb, &[]).await.ended(1, &said);
     }
     let reset = "ALTER SYSTEM SET dynamic_library_path = '$libdir'";
     stage.execute(reset).await;
@@ -229,17 +217,17 @@ async fn what_it_needs_is_checked() {
     // No publication is made, nor missed.
     let applied = cli(&wal2json, &["setup", "--apply"], &[]).await;
     let slot = format!("pg_create_logical_replication_slot('{}', 'wal2json')", stage.name);
-    ended(&applied, 0, &[&slot, "check: errors 0"]);
+    applied.ended(0, &[&slot, "check: errors 0"]);
     let publications = stage.sql().await.query("SELECT FROM pg_publication", &[]).await.unwrap();
     assert!(publications.is_empty());
-    ended(&cli(&wal2json, &["check"], &[]).await, 0, &["errors 0"]);
+    cli(&wal2json, &["check"], &[]).await.ended(0, &["errors 0"]);
 
     // The slot is not one of pgoutput.
     let said = ["slot_plugin", "decodes with \"wal2json\", not \"pgoutput\"", "pg_drop_replication_slot"];
-    ended(&cli(&config(&url, "pgoutput"), &["check"], &[]).await, 1, &said);
+    cli(&config(&url, "pgoutput"), &["check"], &[]).await.ended(1, &said);
 
     let latin = "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'";
     stage.execute(latin).await;
     let latin = config(&stage.postgres.url("latin"), "wal2json").set("source", "slot", "latin");
-    ended(&cli(&latin, &["check"], &[]).await, 1, &["encoding", "LATIN1", "wal2json does not convert it"]);
+    cli(&latin, &["check"], &[]).await.ended(1, &["encoding", "LATIN1", "wal2json does not convert it"]);
 }

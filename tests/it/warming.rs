@@ -1,8 +1,11 @@
 //! Warming: entries that are filled before anybody reads them.
 
 mod begins;
+mod check;
+mod faults;
 mod hot;
 mod keys;
+mod occasions;
 mod pauses;
 mod resumes;
 
@@ -70,6 +73,25 @@ pub async fn numbers(scene: &Scene, entity: &str) -> Vec<u64> {
     keys
 }
 
+/// How many jobs the log says to have ended, once these have.
+pub async fn told_of(daemon: &Daemon, jobs: usize) -> usize {
+    eventually("tell of them in the log", || async {
+        let told = daemon.log().matches("warming has ended").count();
+        if told >= jobs { Ok(told) } else { Err(format!("{told} of {jobs}")) }
+    })
+    .await
+}
+
+/// Removes the leases that a daemon has left that was killed, as if their time were over.
+pub async fn drop_leases(scene: &Scene, entity: &str) {
+    for key in scene.keys(entity).await {
+        let key = format!("{entity}:{key}");
+        if scene.stored(&key).await.is_none() {
+            let (): () = redis::cmd("DEL").arg(&key).query_async(&mut scene.l2.clone()).await.unwrap();
+        }
+    }
+}
+
 pub fn as_json(finished: &Finished) -> Value {
     serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}: {finished:?}"))
 }
@@ -100,12 +122,34 @@ async fn on_demand_with_a_condition_a_limit_and_an_order() {
     assert_eq!((&job["filled"], &job["present"], &job["absent"]), (&json!(14), &json!(6), &json!(10)), "{job}");
     let after = scene.metric("walcache_fills_total{entity=\"item\",result=\"published\"}").await;
     assert_eq!(after.unwrap() - fills.unwrap(), 4.0);
+    // While it is under way, metrics tell how far it is.
+    let slow = json!({"entity": "item", "order": "desc", "rate": 10});
+    scene.daemon.admin().post("/v1/warm", &slow, &[]).await.expect(200);
+    let remaining = "walcache_warming_remaining_keys{entity=\"item\"}";
+    let left = eventually("warm a few", || async {
+        let left = scene.metric(remaining).await.ok_or("no such metric")?;
+        if left > 0.0 { Ok(left as u64) } else { Err("none is left") }
+    })
+    .await;
+    assert!((1000..ROWS).contains(&left), "{left}");
+    eventually("count the job", || async {
+        let jobs = scene.metric("walcache_warming_jobs").await;
+        if jobs == Some(1.0) { Ok(()) } else { Err(format!("{jobs:?}")) }
+    })
+    .await;
+    scene.daemon.admin().post("/v1/warm", &json!({"entity": "item", "cancel": true}), &[]).await.expect(200);
+    ended(&scene.daemon, "item", |job| job["state"] == "cancelled").await;
+    assert_eq!(scene.metric(remaining).await, Some(0.0));
     let done = cli_warm(&scene, &["item", "--limit", "1"]).await;
     assert!(done.stdout.starts_with("item: warmed 1 keys in "), "{done:?}");
     let done = cli_warm(&scene, &["item"]).await;
     assert!(done.stdout.contains(": warmed 1200 keys in "), "{done:?}");
     assert_eq!(job_total(&scene).await, ROWS);
-    assert_eq!(scene.metric("walcache_warming_jobs").await, Some(0.0));
+    eventually("have no job left", || async {
+        let jobs = scene.metric("walcache_warming_jobs").await;
+        if jobs == Some(0.0) { Ok(()) } else { Err(format!("{jobs:?}")) }
+    })
+    .await;
     assert_eq!(count(&scene, "item", "strange").await, 0);
     scene.verify().await;
 }
@@ -132,6 +176,10 @@ async fn what_postgres_says_of_a_statement_comes_back() {
         assert_eq!(refused.status.code(), Some(2), "{refused:?}");
         assert!(refused.stderr.contains(says), "{refused:?}");
     }
+    // It cannot make the connection one that can write, for whatever comes next.
+    let unlocks = "set_config('default_transaction_read_only', 'off', false) is not null and id = 1";
+    let done = cli_warm(&scene, &["item", "--where", unlocks]).await;
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
     // What shows only when it runs, and what the transaction may not do.
     for (keys, says) in [
         ("select 1 / (id - id) from items", "division by zero"),
@@ -142,6 +190,9 @@ async fn what_postgres_says_of_a_statement_comes_back() {
         assert_eq!(failed.status.code(), Some(1), "{failed:?}");
         assert!(failed.stdout.contains(says), "{failed:?}");
     }
+    let nul = json!({"entity": "item", "where": "id > 0 -- \u{0}"});
+    let refused = scene.daemon.admin().post("/v1/warm", &nul, &[]).await.expect(400);
+    assert!(refused.text().contains("NUL"), "{refused:?}");
     let unknown = cli_warm(&scene, &["itme"]).await;
     assert_eq!(unknown.status.code(), Some(2), "{unknown:?}");
     let idle = cli_warm(&scene, &["item", "--cancel"]).await;
@@ -150,5 +201,20 @@ async fn what_postgres_says_of_a_statement_comes_back() {
         assert_eq!(cli_warm(&scene, args).await.status.code(), Some(2), "{args:?}");
     }
     let rows: i64 = scene.sql.query_one("SELECT count(*) FROM items", &[]).await.unwrap().get(0);
-    assert_eq!((rows, scene.keys("item").await.len()), (1200, 0));
+    assert_eq!((rows, scene.keys("item").await.len()), (1200, 1));
+}
+
+/// The next page of keys may come over the same connection: what a condition has locked is given back, also where it fails.
+#[tokio::test]
+async fn no_lock_of_a_statement_stays() {
+    let scene = Scene::open("warm_locks", SCHEMA, |config| config.entity(item())).await;
+    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' \
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND granted";
+    for (condition, code) in
+        [("pg_try_advisory_lock(id) and id < 10", 0), ("pg_try_advisory_lock(id) and 1 / (id - 9) = 0", 1)]
+    {
+        let done = cli_warm(&scene, &["item", "--where", condition]).await;
+        assert_eq!(done.status.code(), Some(code), "{done:?}");
+        assert_eq!(scene.sql.query_one(locks, &[]).await.unwrap().get::<_, i64>(0), 0, "{condition}");
+    }
 }

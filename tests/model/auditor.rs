@@ -67,7 +67,8 @@ fn held(w: &World, s: &Scenario, target: Target) -> Option<Held> {
         return instance.servable(key, s).map(Held::L1);
     }
     let Cell::Entry(e) = w.redis.cells[key] else { return None };
-    let servable = e.generation >= instance.generations[s.entity(key)] && (!e.split || instance.watermark() >= e.lo);
+    let stands = e.generation >= instance.generations[s.entity(key)] && instance.floors.admit(key, &e, s);
+    let servable = stands && (!e.split || instance.watermark() >= e.lo);
     (instance.trusts_l2 && servable).then_some(Held::L2(e))
 }
 

@@ -40,7 +40,8 @@ pub fn steps(w: &World, s: &Scenario, mut found: impl FnMut(ClaimStep)) {
             }
             let candidates = if s.feed { 1 } else { s.instances as u8 };
             // A paused process does not lead; what an ended session has sent does not keep its process from leading.
-            for instance in (0..candidates).filter(|i| s.feed || w.resumed.is_none_or(|r| r.home != Some(*i))) {
+            let paused = |i: u8| !s.feed && w.resumed.is_some_and(|r| r.home == Some(i));
+            for instance in (0..candidates).filter(|&i| !paused(i) && !w.sweeper.is_forgetting(i)) {
                 found(ClaimStep::TakeOver { instance });
                 if w.outages > 0 {
                     found(ClaimStep::TakeOverWithoutL2 { instance });
@@ -95,7 +96,7 @@ fn hold_slot(w: &mut World, s: &Scenario, instance: u8) -> Leader {
     let generations = home.map_or([0; ENTITIES], |_| w.instances[instance as usize].generations);
     Leader {
         home,
-        authority: Authority { epoch: 0, takeover: 0, done: 0 },
+        authority: Authority { epoch: 0, takeover: 0, done: 0, broken: false },
         with_l2: true,
         generations,
         planned: generations,
@@ -124,9 +125,12 @@ fn claim(w: &mut World, s: &Scenario, leader: Leader) -> Leader {
         Some(fence) if !lost => (fence.hw.unwrap_or(from), fence.done),
         _ => (from, from),
     };
+    if let Some(home) = leader.home {
+        w.sweeper.lose_connection(home, s);
+    }
     let takeover = w.peeked.take().unwrap_or(hw);
     let mut leader = Leader {
-        authority: Authority { epoch, takeover, done },
+        authority: Authority { epoch, takeover, done, broken: false },
         with_l2: true,
         phase: Phase::Claiming { lost, from },
         ..leader
@@ -155,6 +159,9 @@ fn settle(w: &mut World, s: &Scenario, mut leader: Leader) -> Result<Leader, Fai
     if let Some(home) = leader.home {
         let instance = &mut w.instances[home as usize];
         instance.raise_generations(stands);
+        if s.keeps(Rule::FloorsTaken) {
+            instance.floors.raise_to(fence.floors);
+        }
         instance.claimed(leader.authority.done);
         instance.take_over(count_at(from), s);
     }
@@ -166,6 +173,7 @@ fn settle(w: &mut World, s: &Scenario, mut leader: Leader) -> Result<Leader, Fai
 pub fn go_without_l2(w: &mut World, s: &Scenario, leader: &mut Leader) {
     leader.with_l2 = false;
     if let Some(home) = leader.home {
+        w.sweeper.lose_connection(home, s);
         let instance = &mut w.instances[home as usize];
         if s.keeps(Rule::OutageDistrusts) {
             instance.distrust();
@@ -178,6 +186,38 @@ pub fn go_without_l2(w: &mut World, s: &Scenario, leader: &mut Leader) {
     }
     leader.phase = match leader.phase {
         Phase::Claiming { .. } | Phase::Idle => Phase::Idle,
-        Phase::Working { to, cut, void, .. } => Phase::Working { to, cut, void, at: 0, drawn: 0, found: 0 },
+        Phase::Working { to, cut, void, .. } => Phase::working(to, cut, void),
     };
+}
+
+impl World {
+    /// Draws from the sequence in the source database.
+    pub fn draw(&mut self) -> Generation {
+        self.sequence += 1;
+        self.sequence
+    }
+
+    /// A process is gone, with its L1, its watermark and what its readers were at.
+    pub fn crash_instance(&mut self, number: u8) {
+        self.instances[number as usize] = crate::instance::Instance::FRESH;
+        for reader in &mut self.readers {
+            reader.lose_instance(number);
+        }
+        for renewer in &mut self.renewers {
+            renewer.lose_instance(number);
+        }
+        self.sweeper.lose_instance(number);
+        self.auditor.lose_instance(number);
+    }
+
+    /// The leader was refused, or did not reach L2: it leads no more.
+    pub fn dismiss(&mut self, leader: &Leader, s: &Scenario) {
+        let Some(home) = leader.home else { return };
+        if leader.authority.broken {
+            self.instances[home as usize].lose_connection();
+        } else {
+            self.instances[home as usize].distrust();
+        }
+        self.sweeper.lose_connection(home, s);
+    }
 }

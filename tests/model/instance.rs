@@ -3,6 +3,7 @@
 use crate::redis::{Feed, Redis};
 use crate::rule::Rule;
 use crate::scenario::{ENTITIES, Generation, KEYS, Lsn, Scenario, Value, count_at, end};
+use crate::voids::Floors;
 
 /// A value in L1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -12,6 +13,8 @@ pub struct L1Entry {
     /// The instance's watermark before the value was fetched.
     pub as_of: Lsn,
     pub generation: Generation,
+    /// It was looked at by a sweep of patterns up to here.
+    pub checked: Lsn,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,6 +24,9 @@ pub struct Instance {
     /// What it has read from the feed and worked in by half.
     pending: Option<Pending>,
     fences: [Lsn; KEYS],
+    pub floors: Floors,
+    /// Patterns up to here have been swept, and are forgotten.
+    pub swept: [Lsn; ENTITIES],
     pub l1: [Option<L1Entry>; KEYS],
     /// The generation of each entity, as this process knows it.
     pub generations: [Generation; ENTITIES],
@@ -58,6 +64,8 @@ impl Instance {
         applied: 0,
         pending: None,
         fences: [0; KEYS],
+        floors: Floors::NONE,
+        swept: [0; ENTITIES],
         l1: [None; KEYS],
         generations: [0; ENTITIES],
         trusts_l2: false,
@@ -82,8 +90,16 @@ impl Instance {
         end(self.applied)
     }
 
-    /// The L1 entry, if the fence and the generation let it pass.
+    /// The L1 entry, if the fence, the generation and what was voided let it pass.
     pub fn servable(&self, key: usize, s: &Scenario) -> Option<L1Entry> {
+        let swept = self.swept[s.entity(key)];
+        self.unfenced(key, s)
+            .filter(|e| self.floors.admit_in_l1(key, e, s))
+            .filter(|e| e.as_of.max(e.checked) >= swept || !s.keeps(Rule::SweptInL1))
+    }
+
+    /// The L1 entry, if the fence and the generation let it pass.
+    fn unfenced(&self, key: usize, s: &Scenario) -> Option<L1Entry> {
         let stands = self.generations[s.entity(key)];
         self.l1[key]
             .filter(|e| e.as_of >= self.fences[key] || !s.keeps(Rule::L1Fence))
@@ -93,9 +109,31 @@ impl Instance {
     /// Forgets what can never be served again.
     pub fn forget(&mut self, s: &Scenario) {
         if s.keeps(Rule::L1Fence) && s.keeps(Rule::GenerationChecked) {
+            let rules = [Rule::FloorInL1, Rule::FloorComparesAsOf];
+            let voided =
+                |key: usize, e: &L1Entry| e.as_of < self.floors.of_tag(key) && rules.map(|r| s.keeps(r)) == [true; 2];
             for key in 0..s.keys {
-                self.l1[key] = self.servable(key, s);
+                self.l1[key] = self.unfenced(key, s).filter(|e| !voided(key, e));
             }
+        }
+    }
+
+    /// Whether what was fetched from L2 while patterns were `swept` up to there was swept out since, perhaps.
+    pub fn was_swept_since(&self, entity: usize, lo: Lsn, swept: Lsn) -> bool {
+        let now = self.swept[entity];
+        now != swept && lo < now
+    }
+
+    /// A sweep of these patterns looks at a key.
+    pub fn sweep(&mut self, key: usize, patterns: [Lsn; KEYS], s: &Scenario) {
+        let swept = self.swept[s.entity(key)];
+        let newest = patterns.into_iter().max().unwrap_or(0);
+        let Some(e) = self.l1[key].as_mut().filter(|e| e.as_of < newest) else { return };
+        let missed = e.as_of.max(e.checked) < swept && s.keeps(Rule::MissedRemovedLater);
+        if e.as_of < patterns[key] || missed {
+            self.l1[key] = None;
+        } else {
+            e.checked = e.checked.max(newest);
         }
     }
 
@@ -216,6 +254,9 @@ impl Instance {
                 self.trusts_l2 = true;
                 if let Some(fence) = redis.fence.filter(|_| s.keeps(Rule::TrustAdoptsGenerations)) {
                     self.raise_generations(std::array::from_fn(|entity| fence.generation_of(entity, s)));
+                    if s.keeps(Rule::FloorsTaken) {
+                        self.floors.raise_to(fence.floors);
+                    }
                 }
             }
         }

@@ -2,11 +2,13 @@
 //! is in [`crate::claim`].
 
 use crate::claim;
+use crate::gaps::{self, Gaps};
 use crate::lookups::{self, Lookups};
 use crate::properties::Violation;
 use crate::rule::Rule;
 use crate::scenario::{ENTITIES, Generation, Lsn, Scenario, end};
 use crate::scripts::{Authority, Failed, Image};
+use crate::voids::Floors;
 use crate::work::{Work, work};
 use crate::world::World;
 
@@ -50,7 +52,16 @@ pub enum Phase {
         drawn: Generation,
         /// Bit `i`: the lookups of transaction `i` have found the entry.
         found: u8,
+        /// What has become of the gaps of its image (the model has one such image in a batch).
+        gaps: Gaps,
     },
+}
+
+impl Phase {
+    /// At the beginning of a batch.
+    pub const fn working(to: u8, cut: bool, void: bool) -> Self {
+        Phase::Working { to, cut, void, at: 0, drawn: 0, found: 0, gaps: Gaps::Left }
+    }
 }
 
 /// Which leader takes a step.
@@ -84,6 +95,8 @@ pub enum LeaderStep {
     LoseL2 {
         in_flight: bool,
     },
+    /// It finds out that its connection to L2 is broken.
+    Notice,
     /// The process ends.
     Crash,
     Pause,
@@ -105,6 +118,7 @@ pub fn steps(w: &World, s: &Scenario, mut found: impl FnMut(Who, LeaderStep)) {
     let mut found = |step| found(Who::Current, step);
     match leader.phase {
         Phase::Claiming { .. } => {}
+        Phase::Idle if w.sweeper.keeps_busy(leader, s) => {}
         Phase::Idle if leader.lookups.are_due() => found(LeaderStep::Receive { to: leader.next, cut: false }),
         Phase::Idle => {
             let most = (leader.next + s.batch).min(w.committed);
@@ -138,7 +152,7 @@ pub fn steps(w: &World, s: &Scenario, mut found: impl FnMut(Who, LeaderStep)) {
     }
     if leader.raising.is_some() {
         found(LeaderStep::ResyncLocal);
-    } else if w.resyncs > 0 && !matches!(leader.phase, Phase::Claiming { .. }) {
+    } else if w.resyncs > 0 && !matches!(leader.phase, Phase::Claiming { .. }) && !w.sweeper.keeps_busy(leader, s) {
         found(LeaderStep::Resync(None));
         if s.entities > 1 {
             (0..s.entities as u8).for_each(|entity| found(LeaderStep::Resync(Some(entity))));
@@ -151,6 +165,9 @@ pub fn steps(w: &World, s: &Scenario, mut found: impl FnMut(Who, LeaderStep)) {
         if leaves_behind {
             found(LeaderStep::LoseL2 { in_flight: true });
         }
+    }
+    if leader.authority.broken {
+        found(LeaderStep::Notice);
     }
     if w.crashes > 0 {
         found(LeaderStep::Crash);
@@ -176,9 +193,12 @@ fn next_work(leader: &Leader, s: &Scenario) -> Option<Work> {
 fn confirmable(leader: &Leader, s: &Scenario) -> u8 {
     match leader.phase {
         Phase::Working { to, .. } if !s.keeps(Rule::ConfirmAfterApply) => to,
-        Phase::Working { to, at, .. } if !s.keeps(Rule::GenerationBeforeConfirm) => {
+        Phase::Working { to, at, .. }
+            if !s.keeps(Rule::GenerationBeforeConfirm) || !s.keeps(Rule::FloorBeforeConfirm) =>
+        {
             let rest = &work(s, leader)[at as usize..];
-            if rest.iter().all(|w| matches!(w, Work::RaiseGeneration { .. })) { to } else { leader.next }
+            let is_late = |w: &Work| matches!(w, Work::RaiseGeneration { .. } | Work::SetFloor(..));
+            if rest.iter().all(is_late) { to } else { leader.next }
         }
         _ => leader.lookups.published,
     }
@@ -199,8 +219,8 @@ pub fn take(w: &mut World, s: &Scenario, who: Who, step: LeaderStep) -> Result<(
         Ok(after) => after,
         // A refused leader is one no more: it stops.
         Err(Failed::Refused) => {
-            if let Some(home) = mine.and_then(|l| l.home) {
-                w.instances[home as usize].distrust();
+            if let Some(leader) = mine {
+                w.dismiss(&leader, s);
             }
             None
         }
@@ -217,11 +237,11 @@ pub fn take(w: &mut World, s: &Scenario, who: Who, step: LeaderStep) -> Result<(
 fn act(w: &mut World, s: &Scenario, mut leader: Leader, step: LeaderStep) -> Result<Option<Leader>, Failed> {
     match step {
         LeaderStep::Receive { to, cut } => {
-            leader.phase = Phase::Working { to, cut, void: false, at: 0, drawn: 0, found: 0 };
+            leader.phase = Phase::working(to, cut, false);
         }
         LeaderStep::Void => {
             w.voids -= 1;
-            leader.phase = Phase::Working { to: leader.next, cut: false, void: true, at: 0, drawn: 0, found: 0 };
+            leader.phase = Phase::working(leader.next, false, true);
         }
         LeaderStep::Replan => leader.planned = leader.generations,
         LeaderStep::Work(step) => run(w, s, &mut leader, step)?,
@@ -272,6 +292,7 @@ fn act(w: &mut World, s: &Scenario, mut leader: Leader, step: LeaderStep) -> Res
             (leader.next, leader.phase) = (w.confirmed, Phase::Idle);
             leader.lookups = Lookups::from(w.confirmed);
         }
+        LeaderStep::Notice => return Err(Failed::Refused),
         LeaderStep::Claim(_) => {}
     }
     Ok(Some(leader))
@@ -287,7 +308,7 @@ fn raise_local(w: &mut World, leader: &mut Leader, entity: usize, to: Generation
 
 /// Does the next thing that is to be done to the batch.
 fn run(w: &mut World, s: &Scenario, leader: &mut Leader, step: Work) -> Result<(), Failed> {
-    let Phase::Working { to, cut, void, at, mut drawn, mut found } = leader.phase else { return Ok(()) };
+    let Phase::Working { to, cut, void, at, mut drawn, mut found, mut gaps } = leader.phase else { return Ok(()) };
     let by = leader.authority;
     let draw = |w: &mut World| if drawn == 0 { w.draw() } else { drawn };
     // As things stood before this step.
@@ -313,6 +334,25 @@ fn run(w: &mut World, s: &Scenario, leader: &mut Leader, step: Work) -> Result<(
             let generation = leader.planned[s.entity(key)];
             w.redis.put(key, Image { value, label, high, split, generation }, by, s)?;
         }
+        Work::RaiseFloor(void) => {
+            if let Some(home) = leader.home {
+                w.instances[home as usize].floors.raise(void);
+            }
+        }
+        Work::SetFloor(void, high) => w.redis.set_floor(void, high, by, s)?,
+        Work::FillGaps(image) => {
+            let in_fence = w.redis.fence.map_or(Floors::NONE, |fence| fence.floors);
+            let floors = leader.home.map_or(in_fence, |home| w.instances[home as usize].floors);
+            gaps = w.redis.fill_gaps(image, leader.planned[s.entity(image.key)], floors, by, s)?;
+        }
+        Work::PutFilled(gaps::Image { key, label, high, piece, .. }) => match gaps {
+            Gaps::Left => w.redis.drop(key, label, by, s)?,
+            Gaps::Filled(value) => {
+                let generation = leader.planned[s.entity(key)];
+                w.redis.put(key, Image { value, label, high, split: piece.is_some(), generation }, by, s)?;
+            }
+            Gaps::Contained => {}
+        },
         Work::Drop { key, label } => w.redis.drop(key, label, by, s)?,
         Work::Feed => w.redis.feed.append(leader.next, to, leader.generations),
         Work::MarkDone => {
@@ -327,7 +367,7 @@ fn run(w: &mut World, s: &Scenario, leader: &mut Leader, step: Work) -> Result<(
             }
         }
     }
-    leader.phase = Phase::Working { to, cut, void, at: at + 1, drawn, found };
+    leader.phase = Phase::Working { to, cut, void, at: at + 1, drawn, found, gaps };
     let all = work(s, leader);
     let rest = &all[at as usize + 1..];
     if !rest.iter().any(|w| w.is_effect()) {
@@ -343,21 +383,4 @@ fn run(w: &mut World, s: &Scenario, leader: &mut Leader, step: Work) -> Result<(
         leader.phase = Phase::Idle;
     }
     Ok(())
-}
-
-impl World {
-    /// Draws from the sequence in the source database.
-    pub fn draw(&mut self) -> Generation {
-        self.sequence += 1;
-        self.sequence
-    }
-
-    /// A process is gone, with its L1, its watermark and what its readers were at.
-    pub fn crash_instance(&mut self, number: u8) {
-        self.instances[number as usize] = crate::instance::Instance::FRESH;
-        for reader in &mut self.readers {
-            reader.lose_instance(number);
-        }
-        self.auditor.lose_instance(number);
-    }
 }

@@ -104,6 +104,7 @@ fn is_quiescent(w: &World, s: &Scenario) -> bool {
         && w.leader.is_some_and(|l| {
             l.phase == Phase::Idle
                 && l.with_l2
+                && !l.authority.broken
                 && w.redis.fence.is_some()
                 && l.raising.is_none()
                 && l.next == s.count()
@@ -141,6 +142,7 @@ fn nothing_stale(w: &World, s: &Scenario, instance: &Instance) -> Result<(), Vio
         let wrong = |value: Value| s.differs(value, truth) && value != PLANTED;
         if let Cell::Entry(e) = w.redis.cells[key]
             && e.generation >= instance.generations[s.entity(key)]
+            && instance.floors.admit(key, &e, s)
             && wrong(e.value)
         {
             return Err(Violation::Stale { key, value: e.value, truth, tier: "L2" });

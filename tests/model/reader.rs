@@ -45,6 +45,9 @@ pub enum Phase {
     Idle,
     /// The watermark was read.
     Begun(Read),
+    /// Has an entry of L2 in hand: up to where patterns had been swept before it was fetched, and whether one half of
+    /// what it is judged by has let it pass.
+    Fetched(Read, Entry, Lsn, bool),
     /// Has a lease, which came with this `hw`.
     Leased(Read, Lsn),
     /// Has read Postgres for the lease: `lo`, the value, and `hi`, which from a standby is taken afterwards, in a
@@ -68,6 +71,8 @@ pub enum ReaderStep {
     LookUp {
         l1: bool,
     },
+    /// Judges the entry that it has in hand by the patterns that stand and those that were swept.
+    Judge,
     ReadPrimary,
     ReadStandby,
     /// Publishes the fill, if the lease stands, and answers.
@@ -94,6 +99,7 @@ impl Reader {
         match &mut self.phase {
             Phase::Idle => None,
             Phase::Begun(read)
+            | Phase::Fetched(read, ..)
             | Phase::Leased(read, _)
             | Phase::Filled(read, ..)
             | Phase::Through(read)
@@ -155,6 +161,7 @@ impl Reader {
                     found(ReaderStep::LookUp { l1: true });
                 }
             }
+            Phase::Fetched(..) => found(ReaderStep::Judge),
             Phase::Leased(_, hw) => {
                 found(ReaderStep::ReadPrimary);
                 if s.standby && (end(w.standby) >= hw || !s.keeps(Rule::StandbyHasHighWater)) {
@@ -203,6 +210,9 @@ pub fn take(w: &mut World, s: &Scenario, number: usize, step: ReaderStep) -> Res
             Ok(())
         }
         (Phase::Begun(read), ReaderStep::LookUp { l1 }) => look_up(w, s, &mut me, token, read, l1),
+        (Phase::Fetched(read, e, swept, passed), ReaderStep::Judge) => {
+            judge(w, s, &mut me, (token, read), (e, swept, passed))
+        }
         (Phase::Leased(read, hw), ReaderStep::ReadPrimary) => {
             let instance = &w.instances[read.instance as usize];
             let hi = if s.keeps(Rule::HiIsInsertPosition) { end(w.committed) } else { instance.watermark().max(hw) };
@@ -233,7 +243,7 @@ pub fn take(w: &mut World, s: &Scenario, number: usize, step: ReaderStep) -> Res
         (Phase::Answered(read, Fetched { value, hi, generation }), ReaderStep::PutL1) => {
             let instance = &mut w.instances[read.instance as usize];
             let as_of = if s.keeps(Rule::AsOfBeforeFetch) { read.watermark } else { instance.watermark() };
-            instance.l1[read.key as usize] = Some(L1Entry { value, hi, as_of, generation });
+            instance.l1[read.key as usize] = Some(L1Entry { value, hi, as_of, generation, checked: 0 });
             me.phase = Phase::Idle;
             Ok(())
         }
@@ -259,7 +269,15 @@ fn look_up(w: &mut World, s: &Scenario, me: &mut Reader, token: u8, read: Read, 
     let judged = s.keeps(Rule::GenerationAfterEntry) && s.keeps(Rule::GenerationChecked);
     let stands = if judged { instance.generations[s.entity(key)] } else { 0 };
     if instance.trusts_l2 {
-        match w.redis.look_up(key, token, read.generation, s) {
+        // GET comes before the script. Where nothing is swept, what an entry is judged by does not go back while a reader
+        // has it in hand: then one step is enough.
+        if let Cell::Entry(e) = w.redis.cells[key]
+            && s.sweeps > 0
+        {
+            me.phase = Phase::Fetched(read, e, instance.swept[s.entity(key)], false);
+            return Ok(());
+        }
+        match w.redis.look_up(key, token, read.generation, instance.floors, s) {
             Found::Entry(e) if e.generation < stands => {}
             Found::Entry(e) if e.split && read.watermark < e.lo && s.keeps(Rule::PieceServedFromWatermark) => {}
             Found::Entry(Entry { value, hi, generation, .. }) => {
@@ -268,6 +286,39 @@ fn look_up(w: &mut World, s: &Scenario, me: &mut Reader, token: u8, read: Read, 
             Found::Lease(hw) => me.phase = Phase::Leased(read, hw),
             Found::Nothing => {}
         }
+    }
+    Ok(())
+}
+
+/// Judges an entry of L2 by the patterns that stand, and then by what was swept since before it was fetched: see
+/// [`crate::sweep`]. Tags and generations, which nobody forgets, go with the former.
+fn judge(
+    w: &mut World,
+    s: &Scenario,
+    me: &mut Reader,
+    (token, read): (u8, Read),
+    (e, swept, passed): (Entry, Lsn, bool),
+) -> Result<(), Violation> {
+    let (key, instance) = (read.key as usize, &w.instances[read.instance as usize]);
+    let entity = s.entity(key);
+    let before = if s.keeps(Rule::SweptReadBeforeEntry) { swept } else { instance.swept[entity] };
+    let passes = if passed == s.keeps(Rule::SweptReadLast) {
+        !instance.was_swept_since(entity, e.lo, before)
+    } else {
+        instance.floors.admit(key, &e, s) && e.generation >= instance.generations[entity]
+    };
+    me.phase = Phase::Through(read);
+    if passes && passed && (!e.split || read.watermark >= e.lo) {
+        let Entry { value, hi, generation, .. } = e;
+        return answer(w, s, me, read, Fetched { value, hi, generation }).and(resync_kept(read, generation));
+    }
+    if passes && !passed {
+        me.phase = Phase::Fetched(read, e, swept, true);
+    } else if !passes
+        && instance.trusts_l2
+        && let Found::Lease(hw) = w.redis.look_up(key, token, read.generation, instance.floors, s)
+    {
+        me.phase = Phase::Leased(read, hw);
     }
     Ok(())
 }

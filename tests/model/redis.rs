@@ -2,6 +2,7 @@
 
 use crate::rule::Rule;
 use crate::scenario::{ENTITIES, Generation, KEYS, Lsn, Scenario, TRANSACTIONS, Value};
+use crate::voids::Floors;
 
 /// What is stored under a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -13,7 +14,7 @@ pub enum Cell {
 }
 
 /// A cached value: it holds every event up to `lo`, none beyond `hi`, and between them nobody knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Entry {
     pub lo: Lsn,
     pub hi: Lsn,
@@ -38,12 +39,20 @@ pub struct Fence {
     pub generation: Generation,
     /// Of each.
     pub generations: [Generation; ENTITIES],
+    pub floors: Floors,
 }
 
 impl Fence {
     /// What a claim finds where nothing is.
-    pub const BLANK: Fence =
-        Fence { hw: None, done: 0, filled: 0, epoch: 0, generation: 0, generations: [0; ENTITIES] };
+    pub const BLANK: Fence = Fence {
+        hw: None,
+        done: 0,
+        filled: 0,
+        epoch: 0,
+        generation: 0,
+        generations: [0; ENTITIES],
+        floors: Floors::NONE,
+    };
 
     /// The generation that stands for an entity.
     pub fn generation_of(&self, entity: usize, s: &Scenario) -> Generation {
@@ -112,12 +121,13 @@ impl Redis {
         Some(if s.keeps(Rule::TrustByDone) { fence.done } else { hw })
     }
 
-    /// `lease.lua`: the entry, unless its generation is older than what the caller knows; or a lease if there is neither
-    /// entry nor lease.
-    pub fn look_up(&mut self, key: usize, token: u8, generation: Generation, s: &Scenario) -> Found {
+    /// `lease.lua`: the entry, unless its generation is older than what the caller knows or it is below the floors that the
+    /// caller knows; or a lease if there is neither entry nor lease.
+    pub fn look_up(&mut self, key: usize, token: u8, generation: Generation, floors: Floors, s: &Scenario) -> Found {
         let Some(hw) = self.fence.and_then(|fence| fence.hw) else { return Found::Nothing };
+        let stands = |e: &Entry| e.generation >= generation || !s.keeps(Rule::GenerationChecked);
         match self.cells[key] {
-            Cell::Entry(e) if e.generation >= generation || !s.keeps(Rule::GenerationChecked) => Found::Entry(e),
+            Cell::Entry(e) if stands(&e) && floors.admit(key, &e, s) => Found::Entry(e),
             Cell::Lease(_) => Found::Nothing,
             Cell::Absent | Cell::Entry(_) => {
                 self.cells[key] = Cell::Lease(token);

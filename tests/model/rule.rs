@@ -38,6 +38,74 @@ pub enum Rule {
     /// What a lookup finds is voided in L1, too.
     FoundRaisesFence,
 
+    // --- Voids.
+    /// An entry of L2 below a floor that concerns it is not served.
+    FloorInL2,
+    /// Nor is one of L1.
+    FloorInL1,
+    /// What an entry of L2 has seen is its `lo`; left out: its `hi`.
+    FloorComparesLo,
+    /// What one of L1 has seen is its `as_of`; left out: its `hi`.
+    FloorComparesAsOf,
+    /// A floor is raised in the process before its watermark passes the void.
+    FloorBeforeWatermark,
+    /// A floor is raised in L2's fence before the void is confirmed.
+    FloorBeforeConfirm,
+    /// A new leader takes over the floors that stand in the fence.
+    FloorsTaken,
+    /// Without L2 floors are raised in the process as ever.
+    OutageRaisesFloors,
+
+    // --- Sweeping.
+    /// A sweep removes leases, too.
+    SweepRemovesLeases,
+    /// A pattern is forgotten once it was swept; left out: at any time from the beginning of its sweep on.
+    RetiredOnceSwept,
+    /// Only the void that was swept is forgotten; left out: a later one of the same pattern, too.
+    RetiredAsSwept,
+    /// Patterns are forgotten between two batches; left out: at any time.
+    RetiredBetweenBatches,
+    /// Patterns are forgotten only while L2 is reached over the connection that the sweep began on; left out: whatever
+    /// has become of that.
+    RetiredOverSameConnection,
+    /// That a pattern was swept is noted before it is forgotten; left out: after.
+    SweptNotedFirst,
+    /// A reader that has an entry of L2 looks at the patterns first and then at what was swept; left out: the other way
+    /// round.
+    SweptReadLast,
+    /// What had been swept is read before the entry of L2 that is judged by that; left out: after.
+    SweptReadBeforeEntry,
+    /// An entry of L1 from before a void that was swept is served only if the sweep has looked at it.
+    SweptInL1,
+    /// One that an earlier sweep has missed is removed by the next; left out: passes for looked at.
+    MissedRemovedLater,
+
+    // --- Renewals.
+    /// A renewed value is stored only where an entry with the very head stands that was claimed; left out: any entry.
+    RenewsSameHead,
+    /// The same; left out: or nothing.
+    RenewsWhatStands,
+    /// The row is read after the claim; left out: before.
+    RenewalReadsAfterClaim,
+    /// A renewed entry's `lo` is the `hw` that came with the claim; left out: the insert position at the read.
+    RenewalLoIsHighWater,
+    /// Its `hi` is the insert position at the read; left out: that `hw`.
+    RenewalHiIsInsertPosition,
+    /// It bears the generation from before the claim; left out: the one that stands when it is stored.
+    RenewalGenerationBeforeRow,
+    /// Storing it raises `filled`.
+    RenewalRaisesFilled,
+    /// Its `as_of` in L1 is the watermark before the claim; left out: when it is put there.
+    RenewalAsOfBeforeRow,
+
+    // --- Changes with gaps.
+    /// Gaps are filled from an entry that contains nothing as late as the change; left out: from any.
+    PredecessorBeforeChange,
+    /// From one of the same generation; left out: of any.
+    PredecessorOfGeneration,
+    /// Not from one that is below a floor.
+    PredecessorNotVoided,
+
     // --- Transactions in pieces.
     /// An entry written by a piece is served only to a reader whose watermark, read before, has reached it.
     PieceServedFromWatermark,

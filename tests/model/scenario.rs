@@ -12,6 +12,8 @@ pub const TRANSACTIONS: usize = 3;
 pub const READERS: usize = 2;
 /// The model has at most this many instances (each with an L1 and a watermark of its own).
 pub const INSTANCES: usize = 2;
+/// The model has at most this many renewals under way.
+pub const RENEWERS: usize = 2;
 
 /// A WAL position. Transaction `i` (from 0) ends at `2(i + 1)`; its commit record starts where the one before ended,
 /// which is the tightest case, so that the label of its pieces is `2i + 1`.
@@ -68,6 +70,12 @@ pub enum Change {
     Linked { through: u8, makes: u8, cuts: u8 },
     /// A link went whose row names the first key.
     Untie(u8),
+    /// The key's value changed by something that no event tells of; the transaction voids a tag that its entry bears.
+    Tag(usize),
+    /// The same; the transaction voids a pattern, which the key matches.
+    Pattern(usize),
+    /// As [`Change::Put`], but what the stream tells of the row has gaps: what it left alone.
+    Gaps(usize),
 }
 
 /// A transaction that will be committed, in this order.
@@ -135,6 +143,11 @@ pub struct Scenario {
     pub outages: u8,
     /// Times that a leader voids all entries instead of what lookups would find.
     pub voids: u8,
+    /// Sweeps of what patterns have voided.
+    pub sweeps: u8,
+    /// Renewals of entries that stand, of either key; and how many may be under way at a time.
+    pub renewals: u8,
+    pub renewers: usize,
     /// Times that a generation is raised without an event.
     pub resyncs: u8,
     /// Audits of one entry.
@@ -176,6 +189,9 @@ impl Scenario {
         flushes: false,
         outages: 0,
         voids: 0,
+        sweeps: 0,
+        renewals: 0,
+        renewers: 1,
         resyncs: 0,
         audits: 0,
         plants: 0,
@@ -203,7 +219,8 @@ impl Scenario {
     /// Whether a change changes the value of a key.
     pub fn touches(&self, change: Change, key: usize) -> bool {
         match change {
-            Change::Put(k) | Change::Delete(k) => k == key,
+            Change::Put(k) | Change::Delete(k) | Change::Gaps(k) => k == key,
+            Change::Tag(k) | Change::Pattern(k) => k == key,
             Change::Truncate(entity) => entity == self.entity(key),
             Change::Move(from, to) => from == key || to == key,
             Change::Linked { .. } | Change::Untie(_) => key == 0,

@@ -4,6 +4,7 @@ use crate::properties::Violation;
 use crate::redis::{Cell, Entry, Feed, Fence, Redis};
 use crate::rule::Rule;
 use crate::scenario::{Generation, Lsn, OnChange, PLANTED, Scenario, Value, is_committed};
+use crate::voids::Floors;
 
 /// The identity under which a leader writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -13,6 +14,8 @@ pub struct Authority {
     pub takeover: Lsn,
     /// What L2 has acknowledged as done.
     pub done: Lsn,
+    /// Its connection is broken, which it has not found out yet.
+    pub broken: bool,
 }
 
 /// The newest image of a key, as the leader planned it.
@@ -32,14 +35,15 @@ pub struct Image {
 /// Why a script did not do what it should.
 #[derive(Debug)]
 pub enum Failed {
-    /// Another epoch stands, or less is done than was acknowledged (or nothing, for want of a fence).
+    /// Another epoch stands, or less is done than was acknowledged (or nothing, for want of a fence); or it was not reached.
     Refused,
     Violated(Violation),
 }
 
 impl Redis {
-    fn fence_for(&mut self, by: Authority, s: &Scenario) -> Result<&mut Fence, Failed> {
-        let fence = self.fence.as_mut().filter(|f| f.epoch == by.epoch || !s.keeps(Rule::Epoch));
+    /// The fence, if it lets this leader write.
+    pub fn fence_for(&mut self, by: Authority, s: &Scenario) -> Result<&mut Fence, Failed> {
+        let fence = self.fence.as_mut().filter(|f| !by.broken && (f.epoch == by.epoch || !s.keeps(Rule::Epoch)));
         fence.filter(|f| f.hw.is_some() && f.done >= by.done).ok_or(Failed::Refused)
     }
 
@@ -92,6 +96,9 @@ impl Redis {
     /// UNLINK, which needs no script: a miss is always right, whoever causes it. Where a standby may be read the script
     /// must raise `hw`, too, so that nobody fills from one that has not replayed the event.
     pub fn drop(&mut self, key: usize, c: Lsn, by: Authority, s: &Scenario) -> Result<(), Failed> {
+        if by.broken {
+            return Err(Failed::Refused);
+        }
         if s.standby && s.keeps(Rule::EveryEffectRaisesHighWater) {
             let fence = self.fence_for(by, s)?;
             fence.hw = fence.hw.max(Some(c));
@@ -146,6 +153,7 @@ impl Redis {
             Claimed::Lost { at } => {
                 (fence.hw, fence.done, fence.filled) = (Some(at), at, 0);
                 fence.generation = by.epoch;
+                fence.floors = Floors::NONE;
             }
             Claimed::Sound { known } => {
                 for (entity, known) in known.into_iter().enumerate() {

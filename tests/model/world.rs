@@ -9,9 +9,11 @@ use crate::lookups::Lookups;
 use crate::properties::{self, Violation};
 use crate::reader::{self, Reader, ReaderStep};
 use crate::redis::{Cell, Feed, Fence, Redis};
+use crate::renewals::{self, RenewalStep, Renewer};
 use crate::rule::Rule;
-use crate::scenario::{ENTITIES, Generation, INSTANCES, Lsn, PLANTED, READERS, Scenario, Value, end};
+use crate::scenario::{ENTITIES, Generation, INSTANCES, Lsn, PLANTED, READERS, RENEWERS, Scenario, Value, end};
 use crate::scripts::Authority;
+use crate::sweep::{self, SweepStep, Sweeper};
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct World {
@@ -36,6 +38,8 @@ pub struct World {
     pub read_confirmed: Option<(u8, u8)>,
     pub instances: [Instance; INSTANCES],
     pub readers: [Reader; READERS],
+    pub renewers: [Renewer; RENEWERS],
+    pub sweeper: Sweeper,
     pub auditor: Auditor,
     /// Transactions whose effects were all there at least once (nobody in the model sees this).
     pub applied: u8,
@@ -45,6 +49,7 @@ pub struct World {
     pub restarts: u8,
     pub outages: u8,
     pub voids: u8,
+    pub renewals: u8,
     pub resyncs: u8,
     pub plants: u8,
 }
@@ -74,6 +79,8 @@ pub enum Step {
     Leader(Who, LeaderStep),
     Instance(usize, InstanceStep),
     Reader(usize, ReaderStep),
+    Renewer(usize, RenewalStep),
+    Sweeper(SweepStep),
     Auditor(AuditStep),
 }
 
@@ -85,7 +92,7 @@ impl World {
         let reader = |r| Reader::new(if r < s.readers { s.reads } else { 0 });
         let leader = Leader {
             home: (!s.feed).then_some(0),
-            authority: Authority { epoch: 1, takeover: 0, done: 0 },
+            authority: Authority { epoch: 1, takeover: 0, done: 0, broken: false },
             with_l2: true,
             generations: [1; ENTITIES],
             planned: [1; ENTITIES],
@@ -108,6 +115,8 @@ impl World {
             read_confirmed: None,
             instances: [Instance::first(1), if s.feed { Instance::first(1) } else { Instance::FRESH }],
             readers: [reader(0), reader(1)],
+            renewers: [Renewer::IDLE; RENEWERS],
+            sweeper: Sweeper::new(s.sweeps),
             auditor: Auditor::new(s.audits),
             applied: 0,
             resynced: [0; ENTITIES],
@@ -115,6 +124,7 @@ impl World {
             restarts: s.restarts,
             outages: s.outages,
             voids: s.voids,
+            renewals: s.renewals,
             resyncs: s.resyncs,
             plants: s.plants,
         }
@@ -174,11 +184,17 @@ impl World {
         }
         leader::steps(self, s, |who, step| found(Step::Leader(who, step)));
         for (i, instance) in self.instances[..s.instances].iter().enumerate() {
-            instance.steps(&self.redis, s, |step| found(Step::Instance(i, step)));
+            if !self.sweeper.is_forgetting(i as u8) {
+                instance.steps(&self.redis, s, |step| found(Step::Instance(i, step)));
+            }
         }
         for (r, reader) in self.readers[..s.readers].iter().enumerate() {
             reader.steps(self, s, |step| found(Step::Reader(r, step)));
         }
+        for (r, renewer) in self.renewers[..s.renewers].iter().enumerate() {
+            renewer.steps(self, s, |step| found(Step::Renewer(r, step)));
+        }
+        sweep::steps(self, s, |step| found(Step::Sweeper(step)));
         self.auditor.steps(self, s, |step| found(Step::Auditor(step)));
     }
 
@@ -202,6 +218,8 @@ impl World {
         for reader in &mut self.readers[..s.readers] {
             reader.forget();
         }
+        self.sweeper.forget(self.leader.as_ref());
+        self.renewers[..s.renewers].sort();
         self.forget_names(s);
     }
 
@@ -220,6 +238,8 @@ impl World {
         if s.instances == 2 && self.instances[0] > self.instances[1] {
             self.instances.swap(0, 1);
             self.readers.iter_mut().for_each(Reader::swap_instances);
+            self.renewers.iter_mut().for_each(Renewer::swap_instances);
+            self.sweeper.swap_instances();
             self.auditor.swap_instances();
             for leader in self.leader.iter_mut().chain(&mut self.resumed) {
                 leader.home = leader.home.map(|home| home ^ 1);
@@ -280,6 +300,8 @@ impl World {
             Step::Leader(who, step) => leader::take(&mut w, s, who, step)?,
             Step::Instance(i, step) => w.instances[i].take(&self.redis, s, step),
             Step::Reader(r, step) => reader::take(&mut w, s, r, step)?,
+            Step::Renewer(r, step) => renewals::take(&mut w, s, r, step),
+            Step::Sweeper(step) => sweep::take(&mut w, s, step),
             Step::Auditor(step) => auditor::take(&mut w, s, step)?,
         }
         properties::judge_state(&w, s)?;
@@ -300,17 +322,24 @@ impl World {
         }
     }
 
-    /// All connections break. Whoever writes L2 leads no more until it holds the slot and has taken over again.
+    /// All connections break. Whoever writes L2 leads no more until it holds the slot and has taken over again. (That it may
+    /// find out later matters only to sweeps, which the process does by itself: else it does so at once.)
     fn restart_redis(&mut self, with: Redis, s: &Scenario) {
         self.restarts -= 1;
         self.redis = with;
         self.saved = None;
         let stays = |l: &Leader| !l.with_l2 || (!s.keeps(Rule::TakeoverPerConnection) && shows(&with, l, s));
-        self.leader = self.leader.filter(stays);
+        let finds_out = s.sweeps == 0 || self.leader.is_some_and(|l| matches!(l.phase, Phase::Claiming { .. }));
+        if let Some(leader) = self.leader.as_mut().filter(|l| l.with_l2 && !finds_out) {
+            leader.authority.broken = true;
+        } else {
+            self.leader = self.leader.filter(stays);
+        }
         self.resumed = None;
         self.peeked = None;
-        for instance in &mut self.instances {
+        for (number, instance) in self.instances.iter_mut().enumerate() {
             instance.lose_connection();
+            self.sweeper.lose_connection(number as u8, s);
         }
     }
 

@@ -1,33 +1,34 @@
 //! The connection that lookups run on: one transaction a round.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use futures_util::future::join3;
 use futures_util::stream::{StreamExt, iter};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
-use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Statement};
 
+use super::statement::{key, statement};
 use crate::apply::batch::Lookup;
 use crate::config::SourceConfig;
-use crate::entity::query::Via;
-use crate::entity::{Entity, EntryKey};
+use crate::entity::{Entity, EntryKey, Shape};
 use crate::gate::Snapshot;
-use crate::key::KeyError;
 use crate::lsn::Lsn;
+use crate::source::text::Text;
 use crate::source::{self, Server, SourceError};
 
 const BEGIN: &str = include_str!("../../../sql/lookup_begin.sql");
 const VIEW: &str = include_str!("../../../sql/lookup_view.sql");
-const LOOKUP: &str = include_str!("../../../sql/lookup.sql");
+const EMPTIED: &str = include_str!("../../../sql/lookup_emptied.sql");
 /// Lookups under way at a time, one after the other for the server.
 const PIPELINED: usize = 16;
+/// How long a table that is locked is waited for. Others wait for these lookups.
+pub(super) const LOCK_PATIENCE: Duration = Duration::from_millis(100);
+/// From then on in the same transaction, in milliseconds: what is locked once is mostly locked for the next one, too.
+const IMPATIENCE: u32 = 1;
 
 /// Why a lookup has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +77,11 @@ impl LookupError {
             || matches!(self, LookupError::NoRule(_) | LookupError::Form(_))
     }
 
+    /// Whether one of its tables is locked.
+    pub(super) fn is_locked(&self) -> bool {
+        matches!(self, LookupError::Refused(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
+    }
+
     /// Whether it was given up because it took too long.
     pub(super) fn is_late(&self) -> bool {
         match self {
@@ -90,13 +96,21 @@ impl LookupError {
 pub(super) struct Connection {
     client: Client,
     view: Statement,
-    /// By entity and rule.
-    rules: HashMap<(usize, usize), Statement>,
+    emptied: Statement,
+    /// By entity and rule, with the shape that it was prepared for: another one may stand for other types, or tables.
+    rules: HashMap<(usize, usize), (Arc<Shape>, Statement)>,
+    /// Whether a table was locked in the transaction that is open.
+    is_impatient: bool,
 }
 
 impl Connection {
-    /// Connects.
+    /// Connects, in `connect_timeout`.
     pub(super) async fn open(reach: &Reach) -> Result<Connection, LookupError> {
+        let patience = reach.source.connect_timeout;
+        timeout(patience, Connection::connect(reach)).await.unwrap_or(Err(LookupError::Late(patience)))
+    }
+
+    async fn connect(reach: &Reach) -> Result<Connection, LookupError> {
         let client = source::connect(&reach.source, Some(reach.timeout)).await?;
         let found = source::which_server(&client, reach.source.connect_timeout).await?;
         if let (Some(stream), Some(found)) = (&reach.server, &found)
@@ -104,8 +118,11 @@ impl Connection {
         {
             return Err(LookupError::Elsewhere);
         }
+        let set = format!("SET lock_timeout = {}", LOCK_PATIENCE.min(reach.timeout).as_millis().max(1));
+        client.batch_execute(&set).await.map_err(LookupError::Refused)?;
         let view = client.prepare(VIEW).await.map_err(LookupError::Refused)?;
-        Ok(Connection { client, view, rules: HashMap::new() })
+        let emptied = client.prepare(EMPTIED).await.map_err(LookupError::Refused)?;
+        Ok(Connection { client, view, emptied, rules: HashMap::new(), is_impatient: false })
     }
 
     /// Whether it is of no use any more.
@@ -114,7 +131,8 @@ impl Connection {
     }
 
     /// Takes the snapshot of a round.
-    pub(super) async fn begin(&self) -> Result<View, LookupError> {
+    pub(super) async fn begin(&mut self) -> Result<View, LookupError> {
+        self.is_impatient = false;
         let (begin, view) = (self.client.batch_execute(BEGIN), self.client.query_one(&self.view, &[]));
         // Polled in this order, they are sent in this order.
         let (begun, row, saved) = join3(begin, view, self.client.batch_execute("SAVEPOINT lookups")).await;
@@ -156,8 +174,9 @@ impl Connection {
             at = 0;
             let (client, rules) = (&self.client, &self.rules);
             let run = |(lookup, _): &(Lookup, Lsn)| {
-                let statement = rules[&(lookup.entity, lookup.rule)].clone();
-                let (entity, values) = (lookup.entity, lookup.values.clone());
+                // Each was prepared above.
+                let (_, statement) = &rules[&(lookup.entity, lookup.rule)];
+                let (statement, entity, values) = (statement.clone(), lookup.entity, lookup.values.clone());
                 async move {
                     let values: Vec<Text> = values.into_iter().map(Text).collect();
                     let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|v| v as _).collect();
@@ -176,79 +195,45 @@ impl Connection {
             Ok(())
         };
         let ended = timeout(within, work).await.unwrap_or(Err(LookupError::Late(within)));
-        ended.map_err(|error| (at, error))
+        ended.map_err(|error| {
+            if let Some((lookup, _)) = lookups.get(at) {
+                // Perhaps it is right when it is prepared anew.
+                self.rules.remove(&(lookup.entity, lookup.rule));
+            }
+            (at, error)
+        })
+    }
+
+    /// Those of these tables, each with its partitions, of which lookups of this round may not have found what its snapshot sees.
+    /// A statement locks the tables that it reads, so what it has found is judged by a look that comes after it.
+    ///
+    /// # Errors
+    /// If the database does not tell.
+    pub(super) async fn emptied(&self, tables: &[u32]) -> Result<Vec<u32>, LookupError> {
+        let rows = self.client.query(&self.emptied, &[&tables]).await.map_err(LookupError::Refused)?;
+        rows.iter().map(|row| row.try_get(0).map_err(LookupError::Refused)).collect()
     }
 
     /// Takes back that a statement has failed.
-    pub(super) async fn mend(&self) -> Result<(), LookupError> {
-        self.client.batch_execute("ROLLBACK TO SAVEPOINT lookups").await.map_err(LookupError::Refused)
+    pub(super) async fn mend(&mut self, failed: &LookupError) -> Result<(), LookupError> {
+        const MEND: &str = "ROLLBACK TO SAVEPOINT lookups";
+        self.is_impatient |= failed.is_locked();
+        let mended = match self.is_impatient {
+            // Which takes back such settings, too.
+            true => self.client.batch_execute(&format!("{MEND}; SET LOCAL lock_timeout = {IMPATIENCE}")).await,
+            false => self.client.batch_execute(MEND).await,
+        };
+        mended.map_err(LookupError::Refused)
     }
 
     async fn prepare(&mut self, entity: &Entity, rule: usize, limit: usize) -> Result<(), LookupError> {
-        if self.rules.contains_key(&(entity.id, rule)) {
+        let (shape, place) = (entity.shape(), (entity.id, rule));
+        if self.rules.get(&place).is_some_and(|(made_for, _)| Arc::ptr_eq(made_for, &shape)) {
             return Ok(());
         }
-        let statement = self.client.prepare(&statement(entity, rule, limit)?).await.map_err(LookupError::Refused)?;
-        self.rules.insert((entity.id, rule), statement);
+        let (sql, types) = statement(entity, &shape, rule, limit)?;
+        let statement = self.client.prepare_typed(&sql, &types).await.map_err(LookupError::Refused)?;
+        self.rules.insert(place, (shape, statement));
         Ok(())
     }
-}
-
-/// The statement of a rule's lookup, which gives at most `limit` keys.
-///
-/// # Errors
-/// [`LookupError::NoRule`].
-pub fn statement(entity: &Entity, rule: usize, limit: usize) -> Result<String, LookupError> {
-    let via = entity.query.as_ref().and_then(|query| query.rules.get(rule)).map(|rule| &rule.via);
-    let Some(Via::Lookup { sql, .. }) = via else { return Err(LookupError::NoRule(entity.name.clone())) };
-    let parts = entity.shape().key.len();
-    let list = |form: &dyn Fn(usize) -> String| (0..parts).map(form).collect::<Vec<_>>().join(", ");
-    let template: Vec<&str> = LOOKUP.lines().filter(|line| !line.starts_with("--")).collect();
-    Ok(template
-        .join("\n")
-        .replace("{columns}", &list(&|i| format!("found.k{i}::text")))
-        .replace("{names}", &list(&|i| format!("k{i}")))
-        .replace("{limit}", &limit.to_string())
-        // Last: it may hold any text.
-        .replace("{lookup}", sql))
-}
-
-/// The entry of a row of keys; `None` if it has none, because a part is NULL, or no request has such a key.
-///
-/// # Errors
-/// If the row is none of keys.
-pub fn key(entity: &Entity, row: &Row) -> Result<Option<EntryKey>, LookupError> {
-    let part = |i| row.try_get::<_, Option<&str>>(i).map_err(LookupError::Refused);
-    let parts: Vec<Option<&str>> = (0..row.len()).map(part).collect::<Result<_, _>>()?;
-    let Some(parts) = parts.into_iter().map(|part| part.map(Cow::Borrowed)).collect::<Option<Vec<_>>>() else {
-        return Ok(None);
-    };
-    match entity.key_of(&parts) {
-        Ok(key) => Ok(Some(key)),
-        // The entity's parameters are others than when the lookup was prepared.
-        Err(error @ KeyError::Parts { .. }) => Err(LookupError::Form(error.to_string())),
-        Err(_) => Ok(None),
-    }
-}
-
-/// A value in the text form that the stream has it in.
-#[derive(Debug)]
-pub struct Text(pub Option<Vec<u8>>);
-
-impl ToSql for Text {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
-        let Some(text) = &self.0 else { return Ok(IsNull::Yes) };
-        out.extend_from_slice(text);
-        Ok(IsNull::No)
-    }
-
-    fn accepts(_: &Type) -> bool {
-        true
-    }
-
-    fn encode_format(&self, _: &Type) -> Format {
-        Format::Text
-    }
-
-    to_sql_checked!();
 }

@@ -35,7 +35,12 @@ impl Filler {
 
     /// The permission to fill `keys` keys ahead; `None` while readers need the permits, or the connections.
     pub fn spare(&self, keys: usize) -> Option<Permit> {
-        self.rows.has_spare_connections().then(|| self.rows.spare(keys)).flatten()
+        self.has_spare_connections().then(|| self.rows.spare(keys)).flatten()
+    }
+
+    /// Whether readers leave Postgres to others: they use no more than half of the connections, and wait for none.
+    pub fn has_spare_connections(&self) -> bool {
+        self.rows.has_spare_connections()
     }
 
     /// Fills keys as misses of readers would, under the same leases; who reads one of them meanwhile shares its flight.

@@ -14,6 +14,17 @@ use super::inspect::pattern;
 use super::{L2, L2Error, bulk};
 use crate::lsn::Lsn;
 
+/// What was read at a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Read {
+    /// This text stands there.
+    Text(Bytes),
+    /// No string does.
+    Nothing,
+    /// It was left there: it would have been more than was to be read.
+    Left,
+}
+
 /// A walk through L2 under way.
 pub struct Walk<'a> {
     l2: &'a L2,
@@ -23,7 +34,20 @@ pub struct Walk<'a> {
     cursor: u64,
 }
 
+/// The connection that a walk has gone over.
+#[derive(Clone)]
+pub struct Way(Arc<MultiplexedConnection>);
+
 impl L2 {
+    /// Does something if that is still the connection that readers trust, before any other begins to be trusted: another
+    /// may lead to a server that has gone back to before the walk.
+    pub fn if_trusted<T>(&self, way: &Way, act: impl FnOnce() -> T) -> Option<T> {
+        let _turn = self.trusting.lock();
+        let trusted = self.connection.load();
+        let same = matches!(&*trusted, Some(trusted) if Arc::ptr_eq(trusted, &way.0));
+        same.then(act)
+    }
+
     /// Begins a walk through all keys that begin with `start`.
     ///
     /// # Errors
@@ -35,6 +59,11 @@ impl L2 {
 }
 
 impl Walk<'_> {
+    /// What it goes over.
+    pub fn way(&self) -> Way {
+        Way(self.connection.clone())
+    }
+
     /// The next keys, of about `count` that are looked at; whether there are more to come. Some steps find nothing.
     ///
     /// # Errors
@@ -66,26 +95,36 @@ impl Walk<'_> {
         }
         let mut connection = MultiplexedConnection::clone(&self.connection);
         let outcome = self.l2.unlink_below.run(&mut connection, &cmd).await;
-        match self.l2.judge(outcome)? {
+        let removed = self.l2.judge(outcome)?;
+        self.is_trusted()?;
+        match removed {
             Value::Int(removed) => Ok(u64::try_from(removed).unwrap_or(0)),
             _ => Err(L2Error::Form),
         }
     }
 
-    /// What stands at keys; what is no string counts as absent.
+    /// What stands at keys, of at most `budget` bytes together; or one text alone, of at most `alone`.
     ///
     /// # Errors
     /// As [`Walk::step`].
-    pub async fn texts(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, L2Error> {
+    pub async fn texts(&self, keys: &[&[u8]], budget: usize, alone: usize) -> Result<Vec<Read>, L2Error> {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let mut cmd = redis::cmd("MGET");
-        for key in keys {
-            cmd.arg(&key[..]);
-        }
-        match self.run(&cmd).await? {
-            Value::Array(values) if values.len() == keys.len() => values.into_iter().map(bulk).collect(),
+        let mut cmd = self.l2.texts.command(keys.len());
+        cmd.arg(keys).arg(budget).arg(alone);
+        let mut connection = MultiplexedConnection::clone(&self.connection);
+        let outcome = self.l2.texts.run(&mut connection, &cmd).await;
+        let values = self.l2.judge(outcome)?;
+        self.is_trusted()?;
+        let read = |value| match value {
+            Value::BulkString(text) => Ok(Read::Text(text.into())),
+            Value::Nil => Ok(Read::Nothing),
+            Value::Int(_) => Ok(Read::Left),
+            _ => Err(L2Error::Form),
+        };
+        match values {
+            Value::Array(values) if values.len() == keys.len() => values.into_iter().map(read).collect(),
             _ => Err(L2Error::Form),
         }
     }
@@ -93,9 +132,14 @@ impl Walk<'_> {
     async fn run(&self, cmd: &redis::Cmd) -> Result<Value, L2Error> {
         let mut connection = MultiplexedConnection::clone(&self.connection);
         let value = self.l2.judge(connection.send_packed_command(cmd).await.and_then(Value::extract_error))?;
-        let trusted = self.l2.connection.load();
-        match &*trusted {
-            Some(trusted) if Arc::ptr_eq(trusted, &self.connection) => Ok(value),
+        self.is_trusted()?;
+        Ok(value)
+    }
+
+    /// Whether readers still trust the connection that the walk began on.
+    fn is_trusted(&self) -> Result<(), L2Error> {
+        match &*self.l2.connection.load() {
+            Some(trusted) if Arc::ptr_eq(trusted, &self.connection) => Ok(()),
             _ => Err(L2Error::Unavailable),
         }
     }

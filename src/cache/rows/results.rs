@@ -3,18 +3,19 @@
 
 use std::time::Instant;
 
-use bytes::{BufMut, Bytes, BytesMut};
-use deadpool_postgres::Object;
+use bytes::Bytes;
+use deadpool_postgres::{Object, Pool};
 use futures_util::{StreamExt, stream};
-use tokio_postgres::types::{Format, IsNull, Kind, ToSql, Type, to_sql_checked};
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Row, Statement};
 
 use super::{Found, MARGIN, Rows};
 use crate::cache::answer::ReadError;
 use crate::entity::query::{Query, ResultShape};
-use crate::entity::{Entity, EntryKey};
+use crate::entity::{Entity, EntryKey, Shape};
 use crate::key::KeyColumn;
 use crate::lsn::Lsn;
+use crate::source::text::{Text, of_oid};
 
 /// Keys of one batch: they wait for each other.
 pub const MAX_RESULTS: usize = 16;
@@ -25,34 +26,16 @@ const PIPELINED: usize = 4;
 /// A value and where the log stood, or why there is none.
 type Read = Result<(Lsn, Option<Bytes>), ReadError>;
 
-/// A parameter in its type's text form, which the server reads.
-#[derive(Debug)]
-struct Text(String);
-
-impl ToSql for Text {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        out.put_slice(self.0.as_bytes());
-        Ok(IsNull::No)
-    }
-
-    fn accepts(_: &Type) -> bool {
-        true
-    }
-
-    fn encode_format(&self, _: &Type) -> Format {
-        Format::Text
-    }
-
-    to_sql_checked!();
+/// The parameters' types, domains looked through.
+fn types(key: &[KeyColumn]) -> Vec<Type> {
+    key.iter().map(|column| of_oid(column.type_oid)).collect()
 }
 
-/// The parameters' types, domains looked through. Of those that are not built in only the oid counts.
-fn types(key: &[KeyColumn]) -> Vec<Type> {
-    let of = |column: &KeyColumn| {
-        let made = || Type::new(column.cast.clone(), column.type_oid, Kind::Simple, String::new());
-        Type::from_oid(column.type_oid).unwrap_or_else(made)
-    };
-    key.iter().map(of).collect()
+/// Closes the statements that were prepared for this text, which was made for that shape. They are found by their types, too:
+/// only those of queries are prepared with any.
+pub(super) fn forget(pool: &Pool, sql: &str, entity: &Entity, made_for: &Shape) {
+    let types = if entity.query.is_some() { types(&made_for.key) } else { Vec::new() };
+    pool.manager().statement_caches.remove(sql, &types);
 }
 
 impl Rows {
@@ -74,11 +57,12 @@ impl Rows {
         let prepared = tokio::time::timeout_at(deadline, prepared).await;
         let results: Vec<Read> = match prepared {
             Ok(Ok(statement)) => {
-                let read = One { rows: self, client: &client, statement: &statement, deadline, shape: query.shape };
+                let read =
+                    One { rows: self, entity, client: &client, statement: &statement, deadline, shape: query.shape };
                 let (read, values) = (&read, &values);
                 stream::iter(0..values.len()).map(move |i| read.read(&values[i])).buffered(PIPELINED).collect().await
             }
-            Ok(Err(error)) => return Err(self.refused(&error)),
+            Ok(Err(error)) => return Err(self.refused(entity, &error)),
             Err(_) => keys.iter().map(|_| Err(ReadError::SourceTimeout(self.timeout))).collect(),
         };
         let is_late = tokio::time::Instant::now() >= deadline;
@@ -112,12 +96,13 @@ impl Rows {
 
 /// The values of a key's parts.
 fn parts(key: &EntryKey) -> Vec<Text> {
-    crate::key::parts(key.key()).map(|part| Text(part.into_owned())).collect()
+    crate::key::parts(key.key()).map(|part| Text(Some(part.into_owned().into_bytes()))).collect()
 }
 
 /// What reads one key after the other.
 struct One<'a> {
     rows: &'a Rows,
+    entity: &'a Entity,
     client: &'a Object,
     statement: &'a Statement,
     deadline: tokio::time::Instant,
@@ -133,7 +118,7 @@ impl One<'_> {
         let params: Vec<&(dyn ToSql + Sync)> = values.iter().map(|value| value as _).collect();
         let row = tokio::time::timeout_at(self.deadline, self.client.query_one(self.statement, &params)).await;
         let row = row.map_err(|_| ReadError::SourceTimeout(self.rows.timeout))?;
-        value(&row.map_err(|error| self.rows.refused(&error))?, self.shape)
+        value(&row.map_err(|error| self.rows.refused(self.entity, &error))?, self.shape)
     }
 }
 

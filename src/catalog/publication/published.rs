@@ -38,7 +38,7 @@ pub(super) fn check(table: &Table, by: &[By<'_>], findings: &mut Findings) {
 fn check_filter(table: &Table, by: &[By<'_>], filter: &str, findings: &mut Findings) {
     let name = &table.name;
     let Some((publication, listed)) = by.iter().find(|(_, listed)| listed.row_filter.is_some()) else { return };
-    let sql = again(publication, table, listed.has_list.then_some(listed.columns.as_ref()).flatten(), None);
+    let sql = again(publication, table, listed.has_list.then_some(&listed.columns), None);
     if table.of_query {
         let what = format!(
             "publishes {name}, which a query depends on, only where {filter}: changes of other rows void nothing"
@@ -85,7 +85,7 @@ fn check_filter(table: &Table, by: &[By<'_>], filter: &str, findings: &mut Findi
 fn check_lists(table: &Table, by: &[By<'_>], findings: &mut Findings) {
     let sorted = |listed: &Listed| {
         let mut columns = listed.columns.clone();
-        columns.iter_mut().for_each(|columns| columns.sort());
+        columns.sort();
         columns
     };
     let Some((first, listed)) = by.first() else { return };
@@ -93,7 +93,7 @@ fn check_lists(table: &Table, by: &[By<'_>], findings: &mut Findings) {
     let what = format!("publishes other columns of {} than publication {}: the stream fails", table.name, other.name);
     let remedy = "publish the same columns in each, or the table in one only";
     // Whichever has the fewest columns has a list, so it names the table by itself.
-    let narrowest = by.iter().min_by_key(|(_, listed)| listed.columns.as_ref().map_or(usize::MAX, Vec::len));
+    let narrowest = by.iter().min_by_key(|(_, listed)| listed.columns.len());
     let (narrowest, _) = narrowest.unwrap_or(&by[0]);
     let sql = format!("ALTER PUBLICATION {} DROP TABLE {}", narrowest.ident(), table.name.sql());
     findings.add(Finding::error("publication_column_lists", first.subject(), what, remedy).sql(sql));
@@ -101,7 +101,7 @@ fn check_lists(table: &Table, by: &[By<'_>], findings: &mut Findings) {
 
 fn check_columns(table: &Table, publication: &Publication, listed: &Listed, findings: &mut Findings) {
     let name = &table.name;
-    let Some(columns) = &listed.columns else { return };
+    let columns = &listed.columns;
     let lacking = |wanted: &[String]| -> Vec<String> {
         wanted.iter().filter(|column| !columns.contains(column)).cloned().collect()
     };
@@ -114,7 +114,14 @@ fn check_columns(table: &Table, publication: &Publication, listed: &Listed, find
         let of = if table.of_query { "that a query's depends_on names" } else { "of the key" };
         let what = format!("publishes {name} without column(s) {} {of}", keys.join(", "));
         let remedy = "publish the table without a column list, or add them to it";
-        findings.add(Finding::error("publication_columns", publication.subject(), what, remedy).sql(with(&keys)));
+        // A column list must have the replica identity's columns. Where that lacks what is missing here, too, it is to be
+        // all columns.
+        let lacks = |leaf: &Leaf| leaf.full || keys.iter().any(|column| !leaf.columns.contains(column));
+        let sql = match table.leaves.iter().any(lacks) {
+            true => again(publication, table, None, listed.row_filter.as_deref()),
+            false => with(&keys),
+        };
+        findings.add(Finding::error("publication_columns", publication.subject(), what, remedy).sql(sql));
         return;
     }
     if listed.has_list {
@@ -175,9 +182,7 @@ fn again(publication: &Publication, table: &Table, list: Option<&Vec<String>>, f
 /// Generated columns come, if at all, where the publication lists them.
 fn check_generated(table: &Table, publication: &Publication, by: &[By<'_>], findings: &mut Findings) {
     let carried = |column: &String| {
-        by.iter().any(|(publication, listed)| {
-            publication.may_carry_generated && listed.columns.as_ref().is_some_and(|list| list.contains(column))
-        })
+        by.iter().any(|(publication, listed)| publication.may_carry_generated && listed.columns.contains(column))
     };
     for column in table.generated_columns.iter().filter(|column| !carried(column)) {
         let what = format!("does not carry the generated column {column} of {}", table.name);

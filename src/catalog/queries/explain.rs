@@ -1,32 +1,60 @@
-//! Asking the server for the plan of a query with parameters, without running it.
+//! Asking the server for the plan of a query with parameters, and for the tables that it reads, without running it; and what
+//! it refuses.
+
+use std::collections::BTreeSet;
 
 use serde_json::Value;
 use tokio_postgres::error::{DbError, SqlState};
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::{SimpleQueryMessage, Statement};
 
 use super::super::query_one;
+use super::super::reader::Reader;
 use crate::source::SourceError;
 use crate::sql::quote_ident;
 
+const LOCKS: &str = include_str!("../../../sql/plan_locks.sql");
+
 /// Why there is no plan, or no description.
-pub(super) struct Refused {
+pub(in crate::catalog) struct Refused {
     /// Whether rights are missing.
-    pub(super) rights: bool,
+    pub(in crate::catalog) rights: bool,
     /// What the server said.
-    pub(super) said: String,
+    pub(in crate::catalog) said: String,
+    /// The same, without its code.
+    pub(in crate::catalog) message: String,
+    /// Its code: the SQLSTATE.
+    pub(in crate::catalog) code: String,
 }
 
 impl Refused {
-    pub(super) fn of(error: &DbError) -> Refused {
+    fn of(error: &DbError) -> Refused {
         let said = format!("{} (SQLSTATE {})", error.message(), error.code().code());
-        Refused { rights: *error.code() == SqlState::INSUFFICIENT_PRIVILEGE, said }
+        let message = error.message().to_owned();
+        let code = error.code().code().to_owned();
+        Refused { rights: *error.code() == SqlState::INSUFFICIENT_PRIVILEGE, said, message, code }
+    }
+}
+
+/// What the server says of a statement; or why it refuses it.
+pub(in crate::catalog) fn described(
+    prepared: Result<Statement, tokio_postgres::Error>,
+) -> Result<Result<Statement, Refused>, SourceError> {
+    match prepared {
+        Ok(statement) => Ok(Ok(statement)),
+        Err(error) => match error.as_db_error() {
+            // Shutting down, canceled, out of resources, a lock that is not to be had: says nothing of the statement.
+            Some(said) if !matches!(said.code().code().get(..2), Some("57" | "53" | "08" | "55")) => {
+                Ok(Err(Refused::of(said)))
+            }
+            _ => Err(SourceError::postgres("describe a query", error)),
+        },
     }
 }
 
 /// The role to plan as, where whoever is connected is another and may become it: `Some(None)` where nothing need be done;
 /// `None` where it cannot be done.
-pub(super) async fn role<'r>(
-    client: &Client,
+pub(in crate::catalog) async fn role<'r>(
+    client: &Reader<'_>,
     (oid, name): (u32, &'r str),
 ) -> Result<Option<Option<&'r str>>, SourceError> {
     let sql = "SELECT current_user = $2, coalesce((SELECT pg_has_role(current_user, r.oid, 'MEMBER') FROM pg_roles r \
@@ -39,22 +67,30 @@ pub(super) async fn role<'r>(
     })
 }
 
-/// How a plan is made.
-#[derive(Clone, Copy)]
-pub(super) struct Options<'a> {
-    /// The role to plan as, unless it is the one that is connected.
-    pub(super) role: Option<&'a str>,
-    /// Whether tables are read as a whole only where there is no other way.
-    pub(super) avoid_scans: bool,
+/// What the server says of a statement.
+pub(in crate::catalog) struct Planned {
+    /// Its plan, in Postgres' JSON.
+    pub(in crate::catalog) json: Value,
+    /// The relations that it reads, by schema and name; system catalogs are not among them.
+    pub(in crate::catalog) reads: BTreeSet<(String, String)>,
 }
 
-/// The plan of a statement of which the parameters are not known, in Postgres' JSON. Types are given by their names.
-pub(super) async fn plan(
-    client: &Client,
+/// How a plan is made.
+#[derive(Clone, Copy)]
+pub(in crate::catalog) struct Options<'a> {
+    /// The role to plan as, unless it is the one that is connected.
+    pub(in crate::catalog) role: Option<&'a str>,
+    /// Whether tables are read as a whole only where there is no other way.
+    pub(in crate::catalog) avoid_scans: bool,
+}
+
+/// The plan of a statement of which the parameters are not known. Types are given by their names.
+pub(in crate::catalog) async fn plan(
+    client: &Reader<'_>,
     sql: &str,
     types: &[&str],
     options: Options<'_>,
-) -> Result<Result<Value, Refused>, SourceError> {
+) -> Result<Result<Planned, Refused>, SourceError> {
     let name = format!("walcache_{:016x}", rand::random::<u64>());
     let role = options.role.map(|role| format!("SET LOCAL ROLE {};\n", quote_ident(role))).unwrap_or_default();
     let scans = if options.avoid_scans { "off" } else { "on" };
@@ -67,27 +103,34 @@ pub(super) async fn plan(
     let script = format!(
         "SET LOCAL plan_cache_mode = force_generic_plan;\nSET LOCAL enable_partition_pruning = off;\n\
          SET LOCAL enable_seqscan = {scans};\n{role}PREPARE {name}{declared} AS\n{sql}\n;\n\
-         EXPLAIN (FORMAT JSON, VERBOSE) EXECUTE {name}{nulls};\nDEALLOCATE {name}"
+         EXPLAIN (FORMAT JSON, VERBOSE) EXECUTE {name}{nulls};\n{LOCKS};\nDEALLOCATE {name}"
     );
     let failed = |error| SourceError::postgres("plan a query", error);
     match client.simple_query(&script).await {
         Ok(messages) => {
-            let text = messages.iter().find_map(|message| match message {
-                SimpleQueryMessage::Row(row) => row.get(0),
+            let mut rows = messages.iter().filter_map(|message| match message {
+                SimpleQueryMessage::Row(row) => Some(row),
                 _ => None,
             });
-            let plan = text.and_then(|text| serde_json::from_str(text).ok());
-            Ok(plan.ok_or_else(|| Refused { rights: false, said: "its plan is not of the expected form".to_owned() }))
+            let json = rows.next().and_then(|row| serde_json::from_str(row.get(0)?).ok());
+            let reads = rows.filter_map(|row| Some((row.get(0)?.to_owned(), row.get(1)?.to_owned()))).collect();
+            let odd = "its plan is not of the expected form".to_owned();
+            let odd = || Refused { rights: false, said: odd.clone(), message: odd, code: String::new() };
+            Ok(json.map(|json| Planned { json, reads }).ok_or_else(odd))
         }
         Err(error) => {
             let Some(refusal) = error.as_db_error() else { return Err(failed(error)) };
+            // PREPARE is not undone with the rest. It may not have come to that.
+            let dropped = client.batch_execute(&format!("DEALLOCATE {name}")).await;
+            if let Err(error) = dropped
+                && error.code() != Some(&SqlState::INVALID_SQL_STATEMENT_NAME)
+            {
+                return Err(SourceError::postgres("drop the statement of a plan", error));
+            }
             if *refusal.code() == SqlState::LOCK_NOT_AVAILABLE {
                 return Err(failed(error));
             }
-            let refused = Refused::of(refusal);
-            // PREPARE is not undone with the rest. It may not have come to that.
-            let _ = client.batch_execute(&format!("DEALLOCATE {name}")).await;
-            Ok(Err(refused))
+            Ok(Err(Refused::of(refusal)))
         }
     }
 }

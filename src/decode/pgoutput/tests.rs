@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-pub(in crate::decode) mod fixture;
+pub(crate) mod fixture;
 mod mutated;
 
 /// Each file of `tests/data/pgoutput` is a captured stream: comments with the SQL, one message in hex a line, and

@@ -8,18 +8,10 @@ fn column(name: &str, key_type: KeyType) -> KeyColumn {
 }
 
 fn entity(id: usize, name: &str, key: Vec<KeyColumn>) -> Arc<Entity> {
-    let shape = Shape {
-        table_oid: 1,
-        tables: Vec::new(),
-        query: None,
-        columns: vec![],
-        key,
-        whole_row: true,
-        partitioned: false,
-        version: 0,
-        published: Default::default(),
-    };
-    Arc::new(Entity::new(id, Definition::rows(name, "public", name), "p:", shape))
+    let shape = Shape { key, ..Shape::unknown(0) };
+    // It can be any tag.
+    let tags = vec!["{any}".parse().unwrap()];
+    Arc::new(Entity::new(id, Definition { tags, ..Definition::rows(name, "public", name) }, "p:", shape))
 }
 
 fn planner() -> CommandPlanner {
@@ -34,7 +26,7 @@ fn planner() -> CommandPlanner {
 
 /// What a message does, in words: `- p:product:42`, `discard 0`, `warm p:product:42`, `Invalidate BadKey`.
 fn planned(content: &str) -> Vec<String> {
-    let Commanded { effects, warm, warm_all, verdicts } = planner().plan(content.as_bytes());
+    let Planned { effects, warm, warm_all, verdicts } = planner().plan(content.as_bytes());
     let effects = effects.into_iter().map(|effect| match effect {
         Effect::Delete { key, cause: Cause::Command, .. } => format!("- {}", String::from_utf8(key).unwrap()),
         Effect::Discard { entity, cause: Cause::Command } => format!("discard {entity}"),
@@ -96,6 +88,90 @@ fn tags_and_patterns_void_what_they_reach() {
     );
     assert_eq!(planned(r#"{"invalidate":{"pattern":"*"}}"#), ["void 0", "void 1", "void 2", "void 3"]);
     assert!(planned(r#"{"invalidate":{"tags":[]}}"#).is_empty());
+    // What is named again is voided once.
+    assert_eq!(planned(r#"{"tag":["a","b","a"],"invalidate":{"tag":"b"}}"#), [tag("a"), tag("b")]);
+    assert_eq!(
+        planned(r#"{"invalidate":{"patterns":["line:7*","line:7*","line:*","line:8*","*:7*","line:*"]}}"#),
+        ["void 1 line:7*", "void 1", "void 0 *:7*", "void 2 *:7*", "void 3 *:7*"]
+    );
+    assert_eq!(
+        planned(r#"{"invalidate":{"patterns":["*","flag:1","nothing:*"]}}"#),
+        ["void 0", "void 1", "void 2", "void 3", "Pattern UnknownEntity"]
+    );
+    let discarded = r#"[{"invalidate":{"entity":"line"}},{"invalidate":{"patterns":["line:7","flag:t"]}}]"#;
+    assert_eq!(planned(discarded), ["discard 1", "void 3 flag:t"]);
+}
+
+/// SQL's `NULL`, or an empty string, among tags and patterns.
+#[test]
+fn one_that_is_none_keeps_no_other_from_its_effect() {
+    let tag = |text: &str| format!("tag {}", Cell::of(text).index());
+    for tags in [r#""a",null,"b""#, r#""a","","b""#, r#""a",7,"b""#, r#"["x"],"a","b""#] {
+        for message in [format!("{{\"invalidate\":{{\"tags\":[{tags}]}}}}"), format!("{{\"tag\":[{tags}]}}")] {
+            assert_eq!(planned(&message), [tag("a"), tag("b"), "Tag Malformed".to_owned()], "{message}");
+        }
+    }
+    for (bad, told) in [("null", "Malformed"), ("7", "Malformed"), ("\"\"", "BadPattern")] {
+        let message = format!("{{\"invalidate\":{{\"patterns\":[\"line:7*\",{bad},\"flag:t\"]}}}}");
+        assert_eq!(planned(&message), ["void 1 line:7*", "void 3 flag:t", &format!("Pattern {told}")], "{message}");
+    }
+}
+
+/// However many patterns a message holds: what it may void is bounded by the entities there are.
+#[test]
+fn a_message_of_patterns_has_few_effects() {
+    let int = || KeyType::Integer(i32::MIN.into(), i32::MAX.into());
+    let entities = (0..1000).map(|id| entity(id, &format!("e{id}"), vec![column("id", int())])).collect();
+    let planner = CommandPlanner::new(entities);
+    let plan = |patterns: &mut dyn Iterator<Item = String>| {
+        let patterns: Vec<String> = patterns.map(|pattern| format!("\"{pattern}\"")).collect();
+        let message = format!("{{\"invalidate\":{{\"patterns\":[{}]}}}}", patterns.join(","));
+        assert!(message.len() <= MAX_BYTES, "{}", message.len());
+        let planned = planner.plan(message.as_bytes());
+        assert_eq!(planned.verdicts, vec![(Kind::Pattern, Verdict::Planned); patterns.len()]);
+        planned.effects
+    };
+    let all: Vec<Effect> = (0..1000).map(|entity| Effect::Void(Void::Entity { entity })).collect();
+    assert_eq!(plan(&mut (0..250_000).map(|_| "*".to_owned())), all);
+    // Of each entity 64, and then all of it; of one alone, likewise.
+    let effects = plan(&mut (0..1000).map(|n| format!("*:{n}")));
+    assert_eq!(effects.len(), 1000 * (MAX_PATTERNS + 1));
+    assert_eq!(effects[1000 * MAX_PATTERNS..], all);
+    let effects = plan(&mut (0..60_000).map(|n| format!("e7:{n}")));
+    assert_eq!(effects.len(), MAX_PATTERNS + 1);
+    assert_eq!(effects[MAX_PATTERNS], Effect::Void(Void::Entity { entity: 7 }));
+    // The same again and again is one.
+    assert_eq!(plan(&mut (0..60_000).map(|n| format!("e7:{}", n % 64))).len(), MAX_PATTERNS);
+}
+
+#[test]
+fn a_pattern_is_judged_by_the_entities_that_its_beginning_names() {
+    let names = ["b", "a1", "ab", "a", "a-", "ba"];
+    let entities = names.iter().enumerate().map(|(id, name)| entity(id, name, Vec::new())).collect();
+    let planner = CommandPlanner::new(entities);
+    for (pattern, wanted) in [
+        ("a*", &[1, 2, 3, 4][..]),
+        ("a:*", &[3]),
+        ("ab", &[2]),
+        ("?:*", &[0, 1, 2, 3, 4, 5]),
+        ("c*", &[]),
+        ("ab:*", &[2]),
+        ("abc:*", &[]),
+        ("[ab]:*", &[0, 1, 2, 3, 4, 5]),
+    ] {
+        let candidates: Vec<usize> = planner.candidates(&Glob::parse(pattern).unwrap()).map(|e| e.id).collect();
+        assert_eq!(candidates, wanted, "{pattern}");
+    }
+}
+
+#[test]
+fn a_tag_that_no_entry_can_bear_is_told_and_voided_all_the_same() {
+    let definition = Definition { tags: vec!["t:{id}".parse().unwrap()], ..Definition::rows("e", "public", "e") };
+    let entity = Arc::new(Entity::new(0, definition, "", Shape::unknown(0)));
+    let planned = CommandPlanner::new(vec![entity]).plan(br#"{"invalidate":{"tags":["t:1","tt:1"]}}"#);
+    let voids: Vec<Effect> = ["t:1", "tt:1"].map(|tag| Effect::Void(Void::Tag(Cell::of(tag)))).into();
+    assert_eq!(planned.effects, voids);
+    assert_eq!(planned.verdicts, [(Kind::Tag, Verdict::Planned), (Kind::Tag, Verdict::UnknownTag)]);
 }
 
 #[test]
@@ -124,19 +200,24 @@ fn nothing_that_is_misspelled_means_a_whole_entity() {
         (r#"{"invalidate":{"entity":"Product"}}"#, "Invalidate UnknownEntity"),
         (r#"{"invalidate":{"entity":"product","tag":"x"}}"#, "Invalidate Malformed"),
         (r#"{"invalidate":{"tag":7}}"#, "Invalidate Malformed"),
-        (r#"{"invalidate":{"tag":""}}"#, "Invalidate Malformed"),
-        (r#"{"invalidate":{"tags":["x",null]}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{"tag":""}}"#, "Tag Malformed"),
+        (r#"{"invalidate":{"tag":null}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{"tags":[null]}}"#, "Tag Malformed"),
+        (r#"{"invalidate":{"tags":{"x":1}}}"#, "Invalidate Malformed"),
         (r#"{"invalidate":{"tag":"x","key":1}}"#, "Invalidate Malformed"),
         (r#"{"invalidate":{"tag":"x","pattern":"product:*"}}"#, "Invalidate Malformed"),
         (r#"{"invalidate":{"pattern":"product:*","entity":"product"}}"#, "Invalidate Malformed"),
         (r#"{"invalidate":{"pattern":7}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{"pattern":null}}"#, "Invalidate Malformed"),
+        (r#"{"invalidate":{"patterns":[null]}}"#, "Pattern Malformed"),
         (r#"{"invalidate":{"pattern":""}}"#, "Pattern BadPattern"),
         (r#"{"invalidate":{"pattern":"nothing:*"}}"#, "Pattern UnknownEntity"),
         (r#"{"invalidate":{"pattern":"product"}}"#, "Pattern UnknownEntity"),
         (r#"{"warm":{"tag":"x"}}"#, "Warm Malformed"),
         (r#"{"warm":{"pattern":"product:*"}}"#, "Warm Malformed"),
         (r#"{"tag":{"entity":"product","key":1,"tags":["x"]}}"#, "Tag Malformed"),
-        (r#"{"tag":["x",""]}"#, "Tag Malformed"),
+        (r#"{"tag":[""]}"#, "Tag Malformed"),
+        (r#"{"tag":[7]}"#, "Tag Malformed"),
         (r#"{"tag":null}"#, "Tag Malformed"),
         (r#"{"warm":{"entity":"product"}}"#, "warm all of 0"),
         (r#"{"warm":{"entity":"product","where":"true"}}"#, "Warm Malformed"),
@@ -160,7 +241,7 @@ proptest! {
     fn arbitrary_text_never_panics(
         text in "(\\{|\\}|\\[|\\]|\"|:|,|7|null|\\\\u00|invalidate|warm|entity|keys?|product|line|tags?|pattern|\\*| ){0,40}",
     ) {
-        let Commanded { effects, warm, warm_all, verdicts } = planner().plan(text.as_bytes());
+        let Planned { effects, warm, warm_all, verdicts } = planner().plan(text.as_bytes());
         // A pattern may reach each of the four entities.
         prop_assert!(effects.len() + warm.len() + warm_all.len() <= 4 * text.len() && verdicts.len() <= text.len() + 1);
     }

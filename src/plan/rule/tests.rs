@@ -28,7 +28,7 @@ fn relation(oid: u32, identity: &[&str]) -> Arc<Relation> {
 }
 
 fn entity(via: Via) -> Arc<Entity> {
-    let column = |name: &str, type_oid| RuleColumn { name: name.into(), type_oid };
+    let column = |name: &str, type_oid| RuleColumn { name: name.into(), type_oid, base_oid: type_oid };
     let columns = match &via {
         Via::All => vec![],
         Via::Key(_) => vec![column("customer_id", INT8), column("code", TEXT)],

@@ -14,7 +14,7 @@ use warp::http::header::CONTENT_TYPE;
 
 use super::super::problem::Problem;
 use super::super::{Limits, batch};
-use super::warm::Warm;
+use crate::entity::warming::WarmOrder;
 use crate::entity::{Entity, EntryKey, Generation};
 
 /// Entries of one request at most: it must not take long.
@@ -31,6 +31,13 @@ pub enum Refusal {
     NotLeading(String),
     /// The request makes no sense.
     Malformed(String),
+    /// The request names no configured entity.
+    UnknownEntity {
+        /// What it names.
+        name: String,
+        /// Those there are.
+        configured: Vec<String>,
+    },
     /// It was begun.
     Failed(String),
     /// Something else is under way that it does not go together with.
@@ -43,6 +50,7 @@ impl Refusal {
             Refusal::Starting(detail) => Problem::not_now("starting", "Starting", detail),
             Refusal::NotLeading(detail) => Problem::not_now("not-leading", "Not leading", detail),
             Refusal::Malformed(detail) => Problem::malformed_body(detail),
+            Refusal::UnknownEntity { name, configured } => Problem::unknown_entity(&name, &configured),
             Refusal::Conflict(detail) => Problem::conflict(detail),
             Refusal::Failed(detail) => Problem::not_now("not-done", "Not carried out", detail),
         }
@@ -72,6 +80,21 @@ pub enum VerifyScope {
     },
 }
 
+/// What an operator wants to be warmed. What is left out is as it is configured.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Warm {
+    /// Of which rows: a condition in SQL.
+    pub condition: Option<String>,
+    /// Which keys: a SELECT.
+    pub keys: Option<String>,
+    /// In which order.
+    pub order: Option<WarmOrder>,
+    /// How many at most.
+    pub limit: Option<u64>,
+    /// How many a second at most.
+    pub rate: Option<u32>,
+}
+
 /// Carries out what operators ask for.
 pub trait Operate: Send + Sync + 'static {
     /// The configured entities.
@@ -93,9 +116,9 @@ pub trait Operate: Send + Sync + 'static {
     /// Explains an entry; gives the explanation as JSON.
     fn explain(&self, entity: &Arc<Entity>, key: &EntryKey) -> impl Future<Output = Result<Bytes, Refusal>> + Send;
 
-    /// Events that were applied, and what they did to entries of an entity, or of all: from number `from` on, or from now
-    /// on. Waits for some, for some seconds; gives them as JSON.
-    fn tap(&self, entity: Option<usize>, from: Option<u64>) -> impl Future<Output = Result<Bytes, Refusal>> + Send;
+    /// Events that were applied, and what they did to entries of an entity, or of all: from where an answer said on, or
+    /// from now on. Waits for some, for some seconds; gives them as JSON.
+    fn tap(&self, entity: Option<usize>, from: Option<&str>) -> impl Future<Output = Result<Bytes, Refusal>> + Send;
     /// Begins to warm an entity; gives the progress as JSON.
     fn warm(&self, entity: &Arc<Entity>, warm: Warm) -> impl Future<Output = Result<Bytes, Refusal>> + Send;
 
@@ -151,14 +174,14 @@ pub(super) async fn tap<O: Operate>(operator: &O, query: &str) -> Result<Bytes, 
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=') {
             Some(("entity", name)) => entity = Some(find(operator, name)?.id),
-            Some(("from", number)) => {
-                let number = number.parse();
-                from = Some(number.map_err(|_| Problem::malformed_query("from must be the \"next\" of an answer"))?);
-            }
+            Some(("from", next)) => from = Some(next),
             _ => return Err(Problem::malformed_query("the parameters are entity and from")),
         }
     }
-    operator.tap(entity, from).await.map_err(Refusal::into_problem)
+    operator.tap(entity, from).await.map_err(|refusal| match refusal {
+        Refusal::Malformed(detail) => Problem::malformed_query(&detail),
+        other => other.into_problem(),
+    })
 }
 
 /// `POST /v1/verify`.

@@ -9,24 +9,9 @@ use warp::http::HeaderMap;
 
 use super::super::Limits;
 use super::super::problem::Problem;
-use super::operate::{Operate, Refusal, find, read};
-use crate::config::{MAX_RATE, WarmOrder};
+use super::operate::{Operate, Refusal, Warm, find, read};
 use crate::entity::Entity;
-
-/// What an operator wants to be warmed. What is left out is as it is configured.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Warm {
-    /// Of which rows: a condition in SQL.
-    pub condition: Option<String>,
-    /// Which keys: a SELECT.
-    pub keys: Option<String>,
-    /// In which order.
-    pub order: Option<WarmOrder>,
-    /// How many at most.
-    pub limit: Option<u64>,
-    /// How many a second at most.
-    pub rate: Option<u32>,
-}
+use crate::entity::warming::{MAX_RATE, WarmOrder};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -68,6 +53,9 @@ pub(super) async fn warm<O: Operate>(
     }
     if condition.iter().chain(&keys).any(|sql| sql.trim().is_empty()) {
         return malformed("where and keys are SQL: leave out what is empty");
+    }
+    if condition.iter().chain(&keys).any(|sql| sql.contains('\0')) {
+        return malformed("where and keys are SQL, which has no NUL characters");
     }
     let warm = Warm { condition, keys, order, limit, rate };
     operator.warm(entity, warm).await.map_err(Refusal::into_problem)

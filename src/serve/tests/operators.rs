@@ -100,8 +100,11 @@ impl Operate for Echo {
         Ok(json!({ "entity": entity.name, "key": key.key() }).to_string().into())
     }
 
-    async fn tap(&self, entity: Option<usize>, from: Option<u64>) -> Result<Bytes, Refusal> {
+    async fn tap(&self, entity: Option<usize>, from: Option<&str>) -> Result<Bytes, Refusal> {
         self.leading()?;
+        if from == Some("bad") {
+            return Err(Refusal::Malformed("no place".into()));
+        }
         Ok(json!({ "entity": entity, "from": from }).to_string().into())
     }
 
@@ -256,13 +259,13 @@ async fn the_tap_reads_its_parameters() {
     for (query, wanted) in [
         ("", json!({ "entity": null, "from": null })),
         ("?", json!({ "entity": null, "from": null })),
-        ("?entity=pair&from=7", json!({ "entity": 1, "from": 7 })),
+        ("?entity=pair&from=0a-7", json!({ "entity": 1, "from": "0a-7" })),
     ] {
         let got = ask(State::Leading, query).await;
         assert_eq!((got.status, got.json()), (200, wanted), "{query}");
     }
     for (state, query, status) in [
-        (State::Leading, "?from=-1", 400),
+        (State::Leading, "?from=bad", 400),
         (State::Leading, "?entity", 400),
         (State::Leading, "?entity=none", 404),
         (State::Following, "", 503),

@@ -99,7 +99,8 @@ async fn connections_beyond_the_cap_wait() {
 
 #[tokio::test]
 async fn draining_finishes_what_is_in_flight() {
-    let server = start(limits()).await;
+    // The idle connection is to end by the drain.
+    let server = start(Limits { header_timeout: Duration::from_secs(60), ..limits() }).await;
     let mut idle = TcpStream::connect(server.address).await.unwrap();
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(b"GET /v1/note/wait HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();

@@ -1,7 +1,7 @@
 //! Tables and schemas that are renamed, moved, swapped, dropped and made again.
 
 use super::{BOTH, Noticed, refused, stands};
-use crate::harness::{Entity, Scene, Stage, eventually_within};
+use crate::harness::{Entity, Scene, Stage, eventually_within, needs_publications};
 
 const SCHEMA: &str = "CREATE SCHEMA shop; CREATE SCHEMA spare;
     CREATE TABLE shop.items (id int PRIMARY KEY, name text);
@@ -107,4 +107,31 @@ async fn tables_and_schemas_that_are_swapped() {
             }
         }
     }
+}
+
+/// All tables of a batch that have come under other names start one generation, by one write of the fence.
+#[tokio::test]
+async fn tables_that_are_renamed_together_start_one_generation() {
+    if needs_publications("ddl::names::tables_that_are_renamed_together_start_one_generation") {
+        return;
+    }
+    let stage = Stage::shared("ddl_together").await;
+    stage.execute(SCHEMA).await;
+    stage.execute(&format!("CREATE PUBLICATION {} FOR ALL TABLES", stage.name)).await;
+    // Only the stream tells.
+    let scene = Scene::on(stage, |config| {
+        let config = config.set("source", "schema_check_interval", "1h").set("source", "event_triggers", false);
+        config.entity(Entity::new("item", "shop.items")).entity(Entity::new("other", "shop.others"))
+    })
+    .await;
+    let renamed = "BEGIN; ALTER TABLE shop.items RENAME TO goods; ALTER TABLE shop.others RENAME TO rest;
+        INSERT INTO shop.goods VALUES (3, 'three'); INSERT INTO shop.rest VALUES (3, 'three'); COMMIT";
+    scene.write(renamed).await;
+    let log = scene.daemon.log();
+    let told: Vec<serde_json::Value> = (log.lines().filter(|line| line.contains("has come under another name")))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let entities: Vec<_> = told.iter().map(|told| told["entity"].as_str().unwrap()).collect();
+    assert_eq!(entities, ["item", "other"], "{log}");
+    assert_eq!(told[0]["generation"], told[1]["generation"], "{log}");
 }

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
+use walcache::sandbox::{PostgresOptions, RedisOptions};
+
 use super::{BOTH, BOUND, Noticed, items};
-use crate::harness::{Entity, Scene, Shop, assert_none, current_lsn, eventually_within};
+use crate::harness::{Entity, Scene, Shop, Stage, assert_none, current_lsn, eventually_within};
 
 #[tokio::test]
 async fn rows_before_between_and_after_changes_in_one_transaction() {
@@ -195,7 +197,10 @@ async fn rows_of_a_table_that_had_the_name_for_a_while() {
             INSERT INTO shop.items VALUES (1, 'one'); INSERT INTO shop.items_new VALUES (7, 'seven');
             INSERT INTO store.items VALUES (7, 'seven')";
         let entity = Entity::new("item", "shop.items");
-        let scene = Noticed::Announced.scene("ddl_while", schema, |config| config.entity(entity)).await;
+        // On servers of its own: whatever the process has locked that is stopped here, others would wait for.
+        let stage = Stage::private("ddl_while", PostgresOptions::new(), RedisOptions::new()).await;
+        stage.execute(schema).await;
+        let scene = Scene::on(stage, |config| Noticed::Announced.configure(config).entity(entity)).await;
         scene.warm("item/1").await;
         let silenced = Silenced::of(&scene).await;
         scene.sql.batch_execute(away).await.unwrap();

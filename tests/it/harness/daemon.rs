@@ -9,7 +9,7 @@ use serde_json::Value;
 use walcache::lsn::Lsn;
 use walcache::sandbox::{LastSignal, Signal, Supervised};
 
-use super::{Config, Http, WAIT_LIMIT, eventually, eventually_within};
+use super::{Config, Http, LONG_LIMIT, WAIT_LIMIT, eventually, eventually_within};
 
 /// How long the daemon may take to end after SIGTERM: its grace period and a margin.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
@@ -90,12 +90,68 @@ impl Daemon {
         self.admin().get("/v1/status").await.expect(200).json()
     }
 
-    /// Waits until `/readyz` says 200.
+    /// The generation of its first entity.
+    pub async fn generation(&self) -> u64 {
+        self.status().await["entities"][0]["generation"].as_u64().expect("a generation")
+    }
+
+    /// The generation of an entity.
+    pub async fn generation_of(&self, entity: &str) -> u64 {
+        let status = self.status().await;
+        let found = status["entities"].as_array().and_then(|all| all.iter().find(|e| e["name"] == entity));
+        found.and_then(|found| found["generation"].as_u64()).expect("an entity of that name, with a generation")
+    }
+
+    /// Waits until the first entity has a later generation than this one.
+    pub async fn until_generation_beyond(&self, before: u64) {
+        eventually("start a new generation", || async {
+            let now = self.generation().await;
+            if now > before { Ok(()) } else { Err(now) }
+        })
+        .await;
+    }
+
+    /// Waits until L2 is trusted, or is not.
+    pub async fn until_trusted(&self, wanted: bool) {
+        eventually(&format!("have L2 trusted: {wanted}"), || async {
+            let status = self.status().await;
+            if status["l2"]["trusted"] == wanted { Ok(()) } else { Err(status["l2"].to_string()) }
+        })
+        .await;
+    }
+
+    /// Waits until `/readyz` says 200, until L2 is trusted where there is one, and until no entity waits for transactions
+    /// that were open when it was published: other tests' on the same server, too. Until then nothing is cached.
     pub async fn wait_ready(&self) {
+        self.wait_serving().await;
+        eventually_within(LONG_LIMIT, "trust L2, or go on without", || async {
+            let l2 = self.status().await["l2"].take();
+            let settled = l2["configured"] == false || l2["trusted"] == true || l2["going_on_without"] == true;
+            if settled { Ok(()) } else { Err(l2) }
+        })
+        .await;
+        self.wait_joined().await;
+    }
+
+    /// Waits until `/readyz` says 200: entities may still wait for open transactions.
+    pub async fn wait_serving(&self) {
         let admin = self.admin();
-        eventually("become ready", || async {
+        eventually_within(LONG_LIMIT, "become ready", || async {
             let response = admin.get("/readyz").await;
             if response.status == 200 { Ok(()) } else { Err(response.text()) }
+        })
+        .await;
+    }
+
+    /// Waits until no entity waits for transactions that were open when it was published.
+    pub async fn wait_joined(&self) {
+        eventually_within(LONG_LIMIT, "have all entities join", || async {
+            let status = self.status().await;
+            let entities = status["entities"].as_array().into_iter().flatten();
+            let waits = |entity: &Value| {
+                entity["cause"].as_str().is_some_and(|cause| cause.starts_with("transactions are open that ran"))
+            };
+            if entities.clone().any(waits) { Err(status["entities"].to_string()) } else { Ok(()) }
         })
         .await;
     }
@@ -154,6 +210,21 @@ impl Daemon {
     pub fn log(&self) -> String {
         let read = |path: PathBuf| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
         read(self.supervised.stdout()) + &read(self.supervised.stderr())
+    }
+}
+
+impl Finished {
+    /// It has ended with this code, and said all of this, on whichever stream; never a panic or a debug print.
+    #[track_caller]
+    pub fn ended(&self, code: i32, said: &[&str]) {
+        let text = format!("{}{}", self.stdout, self.stderr);
+        assert_eq!(self.status.code(), Some(code), "{text}");
+        for wanted in said {
+            assert!(text.contains(wanted), "lacks {wanted:?}:\n{text}");
+        }
+        for unwanted in ["panicked", "Error {", "Error(", "Some("] {
+            assert!(!text.contains(unwanted), "has {unwanted:?}:\n{text}");
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! A small HTTP client.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{HeaderMap, Method, Request, StatusCode};
@@ -32,7 +34,9 @@ pub struct Response {
 impl Http {
     /// A client for `address` (`127.0.0.1:1234`).
     pub fn new(address: &str) -> Self {
-        Http { base: format!("http://{address}"), client: Client::builder(TokioExecutor::new()).build_http() }
+        // A connection that the server is about to end, idle for too long, is not taken for a request.
+        let client = Client::builder(TokioExecutor::new()).pool_idle_timeout(Duration::from_millis(200)).build_http();
+        Http { base: format!("http://{address}"), client }
     }
 
     /// `GET path`; panics when there is no response.

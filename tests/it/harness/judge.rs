@@ -14,9 +14,9 @@ use serde_json::Value;
 use walcache::lsn::Lsn;
 
 use super::histories::{Claim, Kind, Violation};
-use super::load::assert_none;
+use super::load::{Load, assert_none};
 use super::shop::Shop;
-use super::{Daemon, Stage, current_lsn, eventually};
+use super::{Daemon, Stage, WAIT_LIMIT, current_lsn, eventually};
 
 /// The fence's key, where there is no prefix.
 const FENCE: &str = "~walcache:fence";
@@ -81,8 +81,15 @@ impl Raw {
     /// # Errors
     /// If Redis does not answer.
     pub async fn connect(stage: &Stage) -> Result<Raw, redis::RedisError> {
-        let limit = Some(Duration::from_secs(1));
-        let config = AsyncConnectionConfig::new().set_connection_timeout(limit).set_response_timeout(limit);
+        Raw::connect_within(WAIT_LIMIT, stage).await
+    }
+
+    /// As [`Raw::connect`]; neither that nor an answer may take longer than `limit`.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn connect_within(limit: Duration, stage: &Stage) -> Result<Raw, redis::RedisError> {
+        let config = AsyncConnectionConfig::new().set_connection_timeout(Some(limit)).set_response_timeout(Some(limit));
         let client = Client::open(stage.l2_url())?;
         Ok(Raw { connection: client.get_multiplexed_async_connection_with_config(&config).await? })
     }
@@ -139,6 +146,14 @@ impl Shop {
         assert_none(&violations);
         assert_eq!(daemon.audit_findings().await, 0.0, "the auditor has found something");
         compared
+    }
+
+    /// Stops a load of which no read was refused; then O1, and something is cached.
+    pub async fn ends_well(&self, load: Load, daemon: &Daemon) {
+        let done = load.stop().await;
+        assert_eq!(done.failed_reads, 0, "{done:?}");
+        let compared = self.equals_postgres(daemon).await;
+        assert!(compared.entries > 0, "{compared:?}");
     }
 
     /// O1, and what violates it. Writes must have stopped.

@@ -158,7 +158,7 @@ pub async fn query_result(sql: &Client, query: &toml::Table, key: &str) -> Optio
     };
     let values: Vec<String> = key.split(',').map(part).collect();
     let script = format!(
-        "PREPARE oracle ({}) AS SELECT row_to_json(q)::text FROM ({}\n) AS q; EXECUTE oracle ({}); DEALLOCATE oracle",
+        "PREPARE oracle ({}) AS SELECT row_to_json(q.*)::text FROM ({}\n) AS q; EXECUTE oracle ({}); DEALLOCATE oracle",
         types.join(", "),
         text("query"),
         values.join(", ")
@@ -203,9 +203,9 @@ async fn rows(sql: &Client, entity: &Entity, publications: &[&str]) -> BTreeMap<
     let value = match entity.list("columns") {
         Some(columns) => {
             let columns: Vec<String> = columns.iter().map(|c| format!("t.{}", quote(c))).collect();
-            format!("(SELECT row_to_json(v)::text FROM (SELECT {}) AS v)", columns.join(", "))
+            format!("(SELECT row_to_json(v.*)::text FROM (SELECT {}) AS v)", columns.join(", "))
         }
-        None => "row_to_json(t)::text".to_owned(),
+        None => "row_to_json(t.*)::text".to_owned(),
     };
     let query =
         format!("SELECT ARRAY[{}] AS key, {value} AS value FROM {table} AS t WHERE {condition}", keys.join(", "));

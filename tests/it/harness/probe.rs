@@ -4,23 +4,32 @@ use std::fs;
 
 use super::{Daemon, Shop, eventually};
 
-/// Makes every read of a row of `counters` by a daemon draw a number from the sequence `row_reads`, and wait for as long
-/// as somebody holds the advisory lock 1: its snapshot is taken, the row is read, its JSON is not made yet. `row_to_json`
-/// goes through a cast for types that have one.
+/// Makes every read of a row of `counters` by a daemon wait in the middle, for as long as somebody holds the advisory lock
+/// 1: its snapshot is taken, the row is read, its JSON is not made yet. `row_to_json` goes through a cast for types that
+/// have one.
+pub async fn slow_reads(shop: &Shop) {
+    paced(shop, "").await;
+}
+
+/// As [`slow_reads`]; besides, every read draws a number from the sequence `row_reads`.
 pub async fn counted_reads(shop: &Shop) {
+    shop.stage.execute("CREATE SEQUENCE row_reads").await;
+    paced(shop, "PERFORM nextval('row_reads');").await;
+}
+
+async fn paced(shop: &Shop, first: &str) {
     shop.stage
-        .execute(
-            "CREATE SEQUENCE row_reads;
-             CREATE TYPE pace AS ENUM ('slow', 'fast');
-             CREATE FUNCTION counted(pace) RETURNS json LANGUAGE plpgsql VOLATILE AS $$
+        .execute(&format!(
+            "CREATE TYPE pace AS ENUM ('slow', 'fast');
+             CREATE FUNCTION paced(pace) RETURNS json LANGUAGE plpgsql VOLATILE AS $$
              BEGIN
-                 PERFORM nextval('row_reads');
+                 {first}
                  PERFORM pg_advisory_lock_shared(1), pg_advisory_unlock_shared(1);
                  RETURN to_json($1::text);
              END $$;
-             CREATE CAST (pace AS json) WITH FUNCTION counted(pace);
-             ALTER TABLE counters ADD COLUMN pace pace NOT NULL DEFAULT 'slow';",
-        )
+             CREATE CAST (pace AS json) WITH FUNCTION paced(pace);
+             ALTER TABLE counters ADD COLUMN pace pace NOT NULL DEFAULT 'slow';"
+        ))
         .await;
 }
 

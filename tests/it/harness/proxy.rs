@@ -56,6 +56,8 @@ struct Faults {
     noises: [u64; 2],
     /// After so many pieces of data from the server, a connection made now loses all that follow.
     mute_after: Option<usize>,
+    /// What the server is sent from a piece on that has this in it is lost.
+    mute_at: Option<&'static str>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +92,7 @@ impl Proxy {
             tears: [0; 2],
             noises: [0; 2],
             mute_after: None,
+            mute_at: None,
         };
         let (faults, watching) = watch::channel(faults);
         // Not an ephemeral port, for `refuse`: see `free_port`.
@@ -144,6 +147,12 @@ impl Proxy {
         self.faults.send_modify(|faults| faults.mute_after = Some(pieces));
     }
 
+    /// Each connection over which the server is sent this text loses it, and whatever it is sent afterwards: silence at a
+    /// certain step of a dialogue, of whichever connection comes to it.
+    pub fn mute_at(&self, text: &'static str) {
+        self.faults.send_modify(|faults| faults.mute_at = Some(text));
+    }
+
     /// Holds back all data until [`Proxy::heal`]: a partition that TCP survives.
     pub fn stall(&self) {
         self.faults.send_modify(|faults| faults.mode = Mode::Stall);
@@ -175,6 +184,7 @@ impl Proxy {
             faults.mode = Mode::Forward;
             faults.delay = Duration::ZERO;
             faults.mute_after = None;
+            faults.mute_at = None;
         });
     }
 }
@@ -269,6 +279,9 @@ async fn forward(
         let faults = *watching.wait_for(|faults| faults.mode != Mode::Stall).await.map_err(|_| Broken)?;
         lost |= faults.mode.swallows(way) || left == Some(0);
         left = left.map(|left| left.saturating_sub(1));
+        if let (Way::ToServer, Some(text), Ok(count)) = (way, faults.mute_at, &read) {
+            lost |= buffer[..*count].windows(text.len()).any(|part| part == text.as_bytes());
+        }
         match read {
             // The other side learns nothing of the end either.
             Ok(0) | Err(_) if lost => return pending().await,

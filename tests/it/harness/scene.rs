@@ -8,7 +8,7 @@ use redis::aio::MultiplexedConnection;
 use tokio_postgres::Client;
 use walcache::lsn::Lsn;
 
-use super::{Config, Daemon, Http, Oracle, Response, Stage, cli, current_lsn, eventually};
+use super::{Config, Daemon, Http, LONG_LIMIT, Oracle, Response, Stage, cli, current_lsn, eventually_within};
 
 /// A running daemon with its stage, and a client for each of its sides.
 pub struct Scene {
@@ -49,8 +49,15 @@ impl Scene {
 
     /// As [`Scene::open`] on a stage whose tables are there already.
     pub async fn on(stage: Stage, configure: impl FnOnce(Config) -> Config) -> Scene {
-        // No hit is called stale because other tests keep the machine busy.
-        let config = stage.config().set("freshness", "stale_after", "60s");
+        // Nothing is called stale, given up or voided because other tests keep the machine busy, or write to the same log.
+        let config = stage
+            .config()
+            .set("freshness", "stale_after", "60s")
+            .set("apply", "lookup_timeout", "30s")
+            .set("apply", "lookup_hold", "60s")
+            .set("apply", "max_lookup_distance", "4GiB")
+            .set("source", "fill_timeout", "10s")
+            .set("l2", "response_timeout", "10s");
         let config = configure(config);
         let setup = cli(&config, &["setup", "--apply"], &[]).await;
         assert!(setup.status.success(), "{setup:?}");
@@ -80,7 +87,7 @@ impl Scene {
 
     /// Reads until L1 answers, and gives that answer.
     pub async fn warm(&self, path: &str) -> Response {
-        eventually(&format!("answer {path} from L1"), || async {
+        eventually_within(LONG_LIMIT, &format!("answer {path} from L1"), || async {
             let response = self.get(path).await;
             if response.header("x-cache") == "HIT-L1" { Ok(response) } else { Err(format!("{response:?}")) }
         })

@@ -56,12 +56,7 @@ impl Shop {
 
     /// Starts a daemon and waits until it has caught up.
     pub async fn daemon(&self) -> Daemon {
-        self.daemon_with(&[]).await
-    }
-
-    /// As [`Shop::daemon`], with environment variables.
-    pub async fn daemon_with(&self, env: &[(&str, &str)]) -> Daemon {
-        let daemon = Daemon::start_with(&self.config, env).await;
+        let daemon = Daemon::start(&self.config).await;
         daemon.wait_ready().await;
         daemon
     }
@@ -109,6 +104,24 @@ impl Shop {
         at
     }
 
+    /// Waits until the slot has confirmed everything up to `lsn`.
+    pub async fn until_confirmed(&self, lsn: Lsn) {
+        eventually("have it confirmed", || async {
+            let confirmed = self.confirmed().await;
+            if confirmed >= lsn { Ok(()) } else { Err(format!("{confirmed} of {lsn}")) }
+        })
+        .await;
+    }
+
+    /// Writes rows 0 to 19, each read as soon as it is there.
+    pub async fn cached(&self, sql: &Client, daemon: &Daemon, value: i64) {
+        let http = daemon.http();
+        for id in 0..20 {
+            self.put(sql, id, value).await;
+            http.get(&format!("/v1/counter/{id}")).await.expect(200);
+        }
+    }
+
     /// Empties the table, under load or not.
     ///
     /// # Errors
@@ -124,14 +137,17 @@ impl Shop {
     }
 }
 
-/// A configuration that notices, confirms and reconnects within fractions of a second.
+/// A configuration that confirms and reconnects within fractions of a second, and notices a source that is away within
+/// seconds. What a busy machine makes slow is no failure: L2 is away when a connection to it breaks, and when it has not
+/// answered for longer than any test waits. (Those that are about its silence say how long that may last.)
 pub fn brisk(config: Config) -> Config {
     config
         .set("source", "status_interval", "100ms")
         .set("source", "heartbeat_interval", "300ms")
         .set("source", "reconnect_max", "300ms")
         .set("source", "dead_after", "3s")
-        .set("l2", "response_timeout", "500ms")
+        .set("source", "fill_timeout", "10s")
+        .set("l2", "response_timeout", "10s")
         .set("audit", "rate", 100)
 }
 

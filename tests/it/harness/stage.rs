@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use tokio::sync::OnceCell;
 use tokio_postgres::Client;
@@ -22,6 +23,20 @@ pub struct Stage {
     pub name: String,
     /// The number of this test's Redis database.
     pub redis_database: u16,
+    /// Says when the test is over.
+    _over: Over,
+}
+
+/// Stages that are over, of those on the servers that tests share.
+static ENDED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// The name of a stage on the servers that tests share, until that is over.
+struct Over(Option<String>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        ENDED.lock().extend(self.0.take());
+    }
 }
 
 impl Stage {
@@ -31,7 +46,9 @@ impl Stage {
         static SERVERS: OnceCell<(Arc<Postgres>, Arc<Redis>)> = OnceCell::const_new();
         let (postgres, redis) =
             SERVERS.get_or_init(|| servers(PostgresOptions::new(), RedisOptions::new())).await.clone();
-        Stage::on(postgres, redis, name).await
+        drop_slots_of_ended(&postgres).await;
+        let stage = Stage::on(postgres, redis, name).await;
+        Stage { _over: Over(Some(stage.name.clone())), ..stage }
     }
 
     /// A stage on servers of its own.
@@ -46,7 +63,13 @@ impl Stage {
         assert!(number < 1024, "a private Redis has 1024 databases");
         let name = format!("{name}_{number}");
         postgres.create_database(&name).await.expect("create the test's database");
-        Stage { postgres, redis, name, redis_database: number }
+        Stage { postgres, redis, name, redis_database: number, _over: Over(None) }
+    }
+
+    /// The same on other servers, which have its databases.
+    pub fn moved_to(&self, postgres: Arc<Postgres>, redis: Arc<Redis>) -> Stage {
+        let (name, redis_database) = (self.name.clone(), self.redis_database);
+        Stage { postgres, redis, name, redis_database, _over: Over(None) }
     }
 
     /// A connection to the test's database, as superuser.
@@ -85,6 +108,24 @@ impl Stage {
     /// A configuration for this stage without entities: slot and publication are named as the stage.
     pub fn config(&self) -> Config {
         Config::new(&self.source_url(), &self.name, &self.name, &self.l2_url(), "")
+    }
+}
+
+/// Drops the slots of tests that are over: they would keep the log of all others.
+async fn drop_slots_of_ended(postgres: &Postgres) {
+    let ended = std::mem::take(&mut *ENDED.lock());
+    if ended.is_empty() {
+        return;
+    }
+    let sql = postgres.connect("postgres").await.expect("connect to the private Postgres");
+    let slots = "SELECT slot_name::text, database::text FROM pg_replication_slots WHERE database::text = ANY ($1)";
+    for slot in sql.query(slots, &[&ended]).await.expect("list the slots") {
+        let (slot, database): (String, String) = (slot.get(0), slot.get(1));
+        let dropped = sql.execute("SELECT pg_drop_replication_slot($1::text::name)", &[&slot]).await;
+        if dropped.is_err() {
+            // A daemon that is about to end still holds it: the next time.
+            ENDED.lock().push(database);
+        }
     }
 }
 

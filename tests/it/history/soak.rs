@@ -84,6 +84,7 @@ impl Siege {
             .set("source", "fill_timeout", "1s")
             .set("source", "connect_timeout", "1s")
             .set("l2", "url", shop.stage.redis.url_at(to_redis.port(), shop.stage.redis_database))
+            .set("l2", "response_timeout", "500ms")
             // Leases that nobody voids or publishes are soon gone.
             .set("l2", "lease_ttl", "1s")
             // Many scripts for a batch, and transactions that go in pieces.

@@ -1,7 +1,7 @@
 //! `on_change = "refresh"`: what an event has dropped is read again, if it had been read.
 
 use super::{orders, shop, wanted};
-use crate::harness::{Scene, eventually};
+use crate::harness::{Entity, Scene, eventually};
 
 /// Waits until L1 or L2 would answer with what Postgres has, without a read having brought it.
 async fn is_requeried(scene: &Scene, key: &str) {
@@ -15,16 +15,36 @@ async fn is_requeried(scene: &Scene, key: &str) {
     .await;
 }
 
+/// Waits until nothing waits to be read, or is being read.
+async fn idle(scene: &Scene) {
+    for _ in 0..2 {
+        eventually("have read all again", || async {
+            let left = async |of: &str| scene.metric(of).await.unwrap();
+            let waiting = left("walcache_requeries_waiting").await + left("walcache_fills_waiting").await;
+            let left = (waiting, left("walcache_fills_running").await);
+            if left == (0.0, 0.0) { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn what_was_read_is_read_again_and_nothing_else() {
-    let scene = shop("query_refresh", |config| config.entity(orders().set("on_change", "refresh"))).await;
+    let scene = shop("query_refresh", |config| {
+        let plain = Entity::query("plain", super::ORDERS).set("on_change", "invalidate");
+        config.entity(orders().set("on_change", "refresh")).entity(plain)
+    })
+    .await;
     for key in ["1", "2"] {
         scene.warm(&format!("orders/{key}")).await;
+        scene.warm(&format!("plain/{key}")).await;
     }
     scene.write("UPDATE orders SET status = 'sent' WHERE customer_id IN (1, 2, 3)").await;
     is_requeried(&scene, "1").await;
     is_requeried(&scene, "2").await;
+    idle(&scene).await;
     assert_eq!(scene.keys("orders").await, ["1", "2"], "nobody has read 3");
+    assert_eq!(scene.keys("plain").await, [""; 0], "what is invalidated is read by the next reader");
     // From L1, too.
     assert_ne!(scene.get("orders/1").await.header("x-cache"), "MISS");
     // Many events on one key.

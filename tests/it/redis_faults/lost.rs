@@ -13,11 +13,11 @@ async fn restarted_empty_under_load() {
         shop.stage.redis.kill().await.unwrap();
         shop.stage.redis.start_again(Restart::Empty).await.unwrap();
         load.reads(50).await;
-        until_trusted(&daemon, true).await;
+        daemon.until_trusted(true).await;
     }
     load.reads(100).await;
     load.stop().await;
-    until_trusted(&daemon, true).await;
+    daemon.until_trusted(true).await;
     let compared = shop.equals_postgres(&daemon).await;
     assert!(compared.entries > 0, "{compared:?}");
 }
@@ -35,11 +35,11 @@ async fn restarted_with_an_old_dump_under_load() {
         shop.stage.redis.kill().await.unwrap();
         shop.stage.redis.start_again(Restart::KeepData).await.unwrap();
         load.reads(50).await;
-        until_trusted(&daemon, true).await;
+        daemon.until_trusted(true).await;
     }
     load.writes(20).await;
     load.stop().await;
-    until_trusted(&daemon, true).await;
+    daemon.until_trusted(true).await;
     shop.equals_postgres(&daemon).await;
 }
 
@@ -50,10 +50,7 @@ async fn restarted_with_an_old_dump_while_nothing_is_written() {
     let sql = shop.sql().await;
     let daemon = shop.daemon().await;
     let http = daemon.http();
-    for id in 0..20 {
-        shop.put(&sql, id, 1).await;
-        http.get(&format!("/v1/counter/{id}")).await.expect(200);
-    }
+    shop.cached(&sql, &daemon, 1).await;
     shop.stage.redis.save().await.unwrap();
     let mut end = current_lsn(&sql).await;
     for id in 0..20 {
@@ -66,7 +63,7 @@ async fn restarted_with_an_old_dump_while_nothing_is_written() {
         let found = http.get(&format!("/v1/counter/{id}")).await.expect(200);
         assert_eq!(version(&found.json()), Some(2), "{:?}", found.headers);
     }
-    until_trusted(&daemon, true).await;
+    daemon.until_trusted(true).await;
     shop.equals_postgres(&daemon).await;
 }
 
@@ -109,7 +106,7 @@ async fn flushed_under_load() {
     }
     load.stop().await;
     shop.equals_postgres(&daemon).await;
-    until_trusted(&daemon, true).await;
+    daemon.until_trusted(true).await;
     shop.equals_postgres(&daemon).await;
 }
 
@@ -208,14 +205,9 @@ async fn failed_over_to_a_replica_that_missed_writes() {
         if now > before { Ok(()) } else { Err(daemon.log()) }
     })
     .await;
-    until_trusted(&daemon, true).await;
+    daemon.until_trusted(true).await;
     let on_replica = Shop {
-        stage: Arc::new(Stage {
-            postgres: shop.stage.postgres.clone(),
-            redis: Arc::new(replica),
-            name: shop.stage.name.clone(),
-            redis_database: shop.stage.redis_database,
-        }),
+        stage: Arc::new(shop.stage.moved_to(shop.stage.postgres.clone(), Arc::new(replica))),
         config: shop.config.clone(),
         histories: shop.histories.clone(),
     };
@@ -223,8 +215,5 @@ async fn failed_over_to_a_replica_that_missed_writes() {
     let load = on_replica.load(&daemon, 20);
     load.writes(50).await;
     load.reads(100).await;
-    let done = load.stop().await;
-    assert_eq!(done.failed_reads, 0, "{done:?}");
-    let compared = on_replica.equals_postgres(&daemon).await;
-    assert!(compared.entries > 0, "{compared:?}");
+    on_replica.ends_well(load, &daemon).await;
 }

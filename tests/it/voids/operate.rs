@@ -1,8 +1,9 @@
 //! Operators: over the admin listener and on the command line.
 
 use serde_json::{Value, json};
+use walcache::failpoint::Point;
 
-use super::{from, rate, scene, set_rate, warm_items};
+use super::{from, rate, scene, set_rate, sweeps_wait_at, warm_items};
 use crate::harness::{Daemon, Scene, cli, eventually};
 
 async fn post(scene: &Scene, body: Value) -> crate::harness::Response {
@@ -23,7 +24,7 @@ async fn an_operator_invalidates_by_key_pattern_tag_and_entity() {
         (&["note:1,1"][..], &paths[..1]),
         (&["note:1,*"], &paths[..2]),
         (&["--tag", "tenant:2"], &paths[2..]),
-        (&["--tag", "nothing", "--tag", "tenant:1"], &paths[..2]),
+        (&["--tag", "tenant:nothing", "--tag", "tenant:1"], &paths[..2]),
         (&["--entity", "note"], &paths[..]),
         (&["note:*"], &paths[..]),
     ]
@@ -82,20 +83,55 @@ async fn a_dry_run_counts_and_changes_nothing() {
     }
 }
 
+/// However large entries are: never more than a part of them is held to see what tags they bear.
+#[tokio::test]
+async fn a_dry_run_holds_few_values_at_a_time() {
+    const COPIES: usize = 400;
+    let scene = scene("operate_large").await;
+    scene.write("UPDATE items SET code = repeat('x', 512 * 1024) WHERE id = 1").await;
+    scene.warm("item/1").await;
+    let keys: Vec<usize> = (0..COPIES).map(|id| 5000 + id).collect();
+    // Others are given their turn: they share the server.
+    for keys in keys.chunks(10) {
+        let mut pipe = redis::pipe();
+        for key in keys {
+            pipe.cmd("COPY").arg("item:1").arg(format!("item:{key}")).ignore();
+        }
+        let _: () = pipe.query_async(&mut scene.l2.clone()).await.unwrap();
+    }
+    let before = scene.daemon.peak_mib();
+    let count = async |body: &Value| post(&scene, body.clone()).await.expect(200).json()["held"]["l2"].clone();
+    let by_tag = json!({"tag": "tenant:1", "dry_run": true});
+    let counted = count(&by_tag).await;
+    assert_eq!((&counted["entries"], &counted["complete"]), (&json!(COPIES + 1), &json!(true)), "{counted}");
+    let by_key = json!({"entity": "item", "keys": keys, "dry_run": true});
+    let counted = count(&by_key).await;
+    assert_eq!((&counted["entries"], &counted["complete"]), (&json!(COPIES), &json!(true)), "{counted}");
+    let grown = scene.daemon.peak_mib() - before;
+    assert!(grown < 100, "{grown} MiB for values of {} MiB", COPIES / 2);
+    // What is larger than `apply.max_value`, somebody else has put there.
+    let mut l2 = scene.l2.clone();
+    let _: () = redis::cmd("SETRANGE").arg("item:5000").arg(33 << 20).arg("x").query_async(&mut l2).await.unwrap();
+    for (body, entries) in [(by_tag, COPIES), (by_key, COPIES - 1)] {
+        let counted = count(&body).await;
+        assert_eq!((&counted["entries"], &counted["complete"]), (&json!(entries), &json!(false)), "{counted}");
+    }
+    let _: () = redis::cmd("FLUSHDB").arg("ASYNC").query_async(&mut l2).await.unwrap();
+}
+
 #[tokio::test]
 async fn what_makes_no_sense_is_refused_and_says_nothing() {
     let scene = scene("operate_bad").await;
     scene.warm("item/1").await;
     for (body, said) in [
         (json!({}), "expected"),
-        (json!({"entity": "nothing"}), "configured: item, note"),
-        (json!({"entity": "item", "key": "x"}), "no key of the entity"),
+        (json!({"entity": "item", "key": "x"}), "\"x\" can be no key of item"),
         (json!({"entity": "item", "keys": []}), "expected"),
         (json!({"entity": "item", "kye": 1}), "expected"),
         (json!({"pattern": "nothing:*"}), "can match no key"),
         (json!({"pattern": ""}), "a pattern is of the form"),
         (json!({"pattern": "x".repeat(2000)}), "a pattern is of the form"),
-        (json!({"tag": ""}), "expected"),
+        (json!({"tag": ""}), "must not be empty"),
         (json!({"tags": []}), "expected"),
         (json!({"tag": "a", "dry_run": "yes"}), "dry_run"),
         (json!({"tag": "a", "entity": "item"}), "expected"),
@@ -103,7 +139,13 @@ async fn what_makes_no_sense_is_refused_and_says_nothing() {
         let refused = post(&scene, body.clone()).await.expect(400).json();
         assert!(refused["detail"].as_str().unwrap().contains(said), "{body}: {refused}");
     }
-    for args in [&[][..], &["item"], &["nothing:1"], &["item:x"], &["item:1", "--tag", "x"], &["--entity", "x"]] {
+    let refused = post(&scene, json!({"entity": "nothing"})).await.expect(404).json();
+    assert_eq!(refused["type"], "urn:walcache:problem:unknown-entity");
+    assert!(refused["detail"].as_str().unwrap().contains("\"nothing\"; configured: item, note"), "{refused}");
+    for args in [&[][..], &["item"], &["nothing:1"], &["item:x"], &["item:1", "--tag", "x"], &["--entity", "x"]]
+        .into_iter()
+        .chain([&["item:1", "item:2*"][..]])
+    {
         let refused = invalidate(&scene, args).await;
         assert_eq!(refused.status.code(), Some(2), "{args:?}: {refused:?}");
     }
@@ -136,9 +178,11 @@ async fn whoever_follows_can_say_it() {
     assert!(said.stdout.contains("not known to be applied"), "{said:?}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn explain_tells_tags_and_what_voided_an_entry() {
-    let scene = scene("operate_explain").await;
+    let mut scene = scene("operate_explain").await;
+    // What a pattern voids is told of for as long as it stands.
+    let hold = sweeps_wait_at(&mut scene, Point::BeforeSweep).await;
     for path in ["note/1,1", "note/2,1"] {
         scene.warm(path).await;
     }
@@ -166,4 +210,5 @@ async fn explain_tells_tags_and_what_voided_an_entry() {
     let explained = explain("1,1").await;
     let why = explained["l1"]["why"].as_str().unwrap_or_default();
     assert!(why.starts_with("a pattern, or all of the entity"), "{explained}");
+    std::fs::remove_file(&hold).unwrap();
 }

@@ -1,13 +1,15 @@
 //! What is read most is warmed first.
 
 use serde_json::json;
+use walcache::lsn::Lsn;
+use walcache::sandbox::RedisOptions;
 
 use super::*;
-use crate::harness::{Config, Stage};
+use crate::harness::{Config, Hidden, Shop, Stage};
 
 /// Reads each of these often enough to be known: one read in sixteen is looked at.
 async fn read_often(scene_http: &crate::harness::Http, keys: &[u64]) {
-    let keys: Vec<u64> = keys.iter().copied().cycle().take(keys.len() * 50).collect();
+    let keys: Vec<u64> = keys.iter().copied().cycle().take(keys.len() * 400).collect();
     for keys in keys.chunks(500) {
         scene_http.post("/v1/item/batch", &json!({ "keys": keys }), &[]).await.expect(200);
     }
@@ -125,4 +127,48 @@ async fn of_all_entities_before_any_walk() {
     let note = ended(&scene.daemon, "note", |job| job["trigger"] == "generation").await;
     assert_eq!((&note["state"], &note["filled"]), (&json!("done"), &json!(40)), "{note}");
     scene.verify().await;
+}
+
+/// A daemon that stops before it has caught up, and so before it knows what is kept, keeps what is kept.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn not_lost_before_it_is_known() {
+    let mut shop = Shop::of("hot_behind", 8, Hidden::postgres(), RedisOptions::new()).await;
+    shop.config = shop.config.clone().entity(item().set("hot_set", 20));
+    shop.stage.execute(SCHEMA).await;
+    let done = cli(&shop.config, &["setup", "--apply"], &[]).await;
+    assert!(done.status.success(), "{done:?}");
+    let mut l2 = shop.stage.l2().await;
+    let mut kept =
+        async || -> String { redis::cmd("GET").arg("~walcache:hot:item").query_async(&mut l2).await.unwrap() };
+
+    let daemon = shop.daemon().await;
+    read_often(&daemon.http(), &(301..=320).collect::<Vec<u64>>()).await;
+    let hidden = Hidden::write(&shop, &daemon, &["UPDATE items SET n = 1 WHERE id = 1"]).await;
+    assert!(daemon.terminate().await.success());
+    let before = kept().await;
+    assert!(before.contains("\"301\"") && before.contains("\"320\""), "{before}");
+
+    // It applies changes, and does not come past the one that nobody sees.
+    let daemon = Daemon::start(&shop.config).await;
+    eventually("receive the change that is hidden", || async {
+        let status = daemon.status().await;
+        let at: Option<Lsn> = status["replication"]["received_lsn"].as_str().and_then(|text| text.parse().ok());
+        let metrics = daemon.admin().get("/metrics").await.expect(200).text();
+        let is_trusted = metrics.contains("walcache_l2_trusted 1");
+        if at >= Some(hidden.lsn) && is_trusted { Ok(()) } else { Err(format!("{at:?} {is_trusted}")) }
+    })
+    .await;
+    read_often(&daemon.http(), &(1..=20).collect::<Vec<u64>>()).await;
+    assert!(daemon.terminate().await.success());
+    assert_eq!(kept().await, before);
+
+    // Once it has caught up, it has both.
+    hidden.show(&shop.sql().await).await;
+    let daemon = shop.daemon().await;
+    let job = ended(&daemon, "item", |_| true).await;
+    assert_eq!((&job["trigger"], &job["done"]), (&json!("start"), &json!(20)), "{job}");
+    read_often(&daemon.http(), &[7]).await;
+    assert!(daemon.terminate().await.success());
+    let after = kept().await;
+    assert!(after.contains("\"7\"") && after.contains("\"301\""), "{after}");
 }

@@ -1,20 +1,30 @@
 //! Warming takes what readers leave, and waits while a server is away.
 
+use std::time::Duration;
+
 use serde_json::json;
 use tokio::task::JoinSet;
+use tokio_postgres::error::SqlState;
 use walcache::sandbox::{PostgresOptions, RedisOptions};
 
 use super::*;
-use crate::harness::{Shop, current_lsn};
+use crate::harness::{Shop, Stage, current_lsn};
 
 /// Readers wait for a locked table with all the connections that there are for them: warming of another table waits for them.
 #[tokio::test]
 async fn while_readers_need_postgres() {
-    let scene = Scene::open("warm_readers", SCHEMA, |config| {
+    let stage = Stage::shared("warm_readers").await;
+    stage.execute(SCHEMA).await;
+    // To read a page of keys leaves a trace that no transaction takes back: it ends somebody's statement.
+    let victim = stage.sql().await;
+    let pid: i32 = victim.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let condition = format!("pg_cancel_backend({pid}) IS NOT NULL");
+    let scene = Scene::on(stage, |config| {
         config
             .set("audit", "rate", 0)
-            .set("source", "fill_timeout", "10s")
-            .entity(item().set("warm", warm(json!({"rate": 100_000}))))
+            .set("source", "fill_timeout", "60s")
+            .set("l2", "lease_ttl", "60s")
+            .entity(item().set("warm", warm(json!({"rate": 100_000, "where": condition, "limit": 64}))))
             .entity(Entity::new("note", "public.notes"))
     })
     .await;
@@ -33,6 +43,12 @@ async fn while_readers_need_postgres() {
         if waiting >= 3 { Ok(()) } else { Err(waiting.to_string()) }
     })
     .await;
+    let victim = tokio::spawn(async move { victim.batch_execute("SELECT pg_sleep(600)").await });
+    let is_asleep = async || {
+        let query = "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = $1";
+        scene.sql.query_one(query, &[&pid]).await.unwrap().get::<_, Option<bool>>(0) == Some(true)
+    };
+    eventually("have somebody sleep", || async { if is_asleep().await { Ok(()) } else { Err("awake") } }).await;
     scene.daemon.admin().post("/v1/warm", &json!({"entity": "item", "limit": 64}), &[]).await.expect(200);
     eventually("wait for readers", || async {
         let job = super::job(&scene.daemon, "item").await.unwrap();
@@ -44,6 +60,8 @@ async fn while_readers_need_postgres() {
     })
     .await;
     assert_eq!(scene.keys("item").await.len(), 0);
+    // Not even a page of keys is read.
+    assert!(is_asleep().await);
     // A reader gets what warming does not take.
     assert_eq!(scene.get("item/1000").await.expect(200).header("x-cache"), "MISS");
     assert_eq!(scene.keys("item").await, ["1000"]);
@@ -53,6 +71,8 @@ async fn while_readers_need_postgres() {
     }
     let job = ended(&scene.daemon, "item", |_| true).await;
     assert_eq!((&job["state"], &job["done"]), (&json!("done"), &json!(64)), "{job}");
+    let ended = victim.await.unwrap();
+    assert_eq!(ended.unwrap_err().code(), Some(&SqlState::QUERY_CANCELED));
     scene.verify().await;
 }
 
@@ -61,7 +81,7 @@ async fn while_readers_need_postgres() {
 async fn while_the_table_is_locked() {
     let scene = Scene::open("warm_locked", SCHEMA, |config| {
         config
-            .set("source", "fill_timeout", "300ms")
+            .set("source", "fill_timeout", "2s")
             .entity(item().set("warm", warm(json!({"rate": 100_000, "keys": "select generate_series(1, 300)"}))))
             .entity(Entity::new("note", "public.notes").set("warm", warm(json!({"rate": 100_000}))))
     })
@@ -78,7 +98,8 @@ async fn while_the_table_is_locked() {
         }
     })
     .await;
-    assert_eq!(warmed(&scene.daemon, json!({"entity": "note"})).await["filled"], 300);
+    let note = warmed(&scene.daemon, json!({"entity": "note"})).await;
+    assert_eq!((&note["done"], &note["failed"]), (&json!(300), &json!(0)), "{note}");
     let under_way = scene.daemon.admin().post("/v1/warm", &json!({"entity": "item"}), &[]).await.expect(409);
     assert!(under_way.json()["detail"].as_str().unwrap().contains("already"), "{}", under_way.text());
     locker.batch_execute("COMMIT").await.unwrap();
@@ -91,7 +112,8 @@ async fn while_the_table_is_locked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_a_server_is_away() {
     let mut shop = Shop::of("warm_away", 8, PostgresOptions::new(), RedisOptions::new()).await;
-    shop.config = shop.config.clone().entity(item().set("warm", warm(json!({"rate": 150}))));
+    shop.config = shop.config.entity(item().set("warm", warm(json!({"rate": 100}))));
+    shop.config = shop.config.set("l2", "response_timeout", "3s");
     shop.stage.execute(SCHEMA).await;
     let done = cli(&shop.config, &["setup", "--apply"], &[]).await;
     assert!(done.status.success(), "{done:?}");
@@ -105,20 +127,21 @@ async fn while_a_server_is_away() {
         })
         .await
     };
-    let waits = async || {
+    let waits = async |reasons: &[&str]| {
         eventually("wait", || async {
             let job = super::job(&daemon, "item").await.unwrap();
-            if job["waits_for"].is_string() { Ok(()) } else { Err(job.to_string()) }
+            let waits_for = job["waits_for"].as_str().unwrap_or_default();
+            if reasons.iter().any(|reason| waits_for.contains(reason)) { Ok(()) } else { Err(job.to_string()) }
         })
         .await
     };
     come(30).await;
     shop.stage.postgres.kill().await.unwrap();
-    waits().await;
+    waits(&["this instance to apply changes", "the database cannot be reached"]).await;
     shop.stage.postgres.start_again().await.unwrap();
     come(150).await;
     shop.stage.redis.pause().await.unwrap();
-    waits().await;
+    waits(&["L2 to be trusted", "this instance to apply changes"]).await;
     shop.stage.redis.resume().unwrap();
     let job = ended(&daemon, "item", |_| true).await;
     assert_eq!((&job["state"], &job["failed"]), (&json!("done"), &json!(0)), "{job}");
@@ -147,5 +170,7 @@ async fn ddl_and_the_end() {
     scene.verify().await;
     scene.daemon.admin().post("/v1/resync", &json!({}), &[]).await.expect(200);
     scene.daemon.admin().post("/v1/warm", &json!({"entity": "item", "rate": 10}), &[]).await.expect(200);
-    assert!(scene.daemon.terminate().await.success());
+    // Long before the job's own end, and before the grace period's, which is 10 s.
+    let ended = tokio::time::timeout(Duration::from_secs(9), scene.daemon.terminate()).await;
+    assert!(ended.expect("the end in time").success());
 }

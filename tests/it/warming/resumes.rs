@@ -18,10 +18,11 @@ async fn come_to(daemon: &Daemon, least: u64) -> u64 {
 #[tokio::test]
 async fn after_a_kill() {
     let mut scene =
-        Scene::open("warm_kill", SCHEMA, |config| config.entity(item().set("warm", warm(json!({"rate": 1500}))))).await;
+        Scene::open("warm_kill", SCHEMA, |config| config.entity(item().set("warm", warm(json!({"rate": 120}))))).await;
     scene.daemon.admin().post("/v1/warm", &json!({"entity": "item"}), &[]).await.expect(200);
     come_to(&scene.daemon, 600).await;
     scene.daemon.kill().await;
+    drop_leases(&scene, "item").await;
     let place = String::from_utf8(scene.raw("~walcache:warm:item").await.expect("a place").to_vec()).unwrap();
     assert!(place.contains("\"after\":[\"500\"]") && !place.to_lowercase().contains("select"), "{place}");
     // Whoever goes on from there does not see to these any more.
@@ -46,7 +47,7 @@ async fn not_from_a_place_that_is_none() {
     let scene =
         Scene::open("warm_place", SCHEMA, |config| config.entity(item().set("warm", warm(json!({"rate": 100_000})))))
             .await;
-    let body = json!({"entity": "item", "where": "id <= 1000", "rate": 1500});
+    let body = json!({"entity": "item", "where": "id <= 1000", "rate": 100});
     scene.daemon.admin().post("/v1/warm", &body, &[]).await.expect(200);
     come_to(&scene.daemon, 600).await;
     scene.daemon.admin().post("/v1/warm", &json!({"entity": "item", "cancel": true}), &[]).await.expect(200);
@@ -87,4 +88,40 @@ async fn not_from_a_place_that_is_none() {
     let job = warmed(&scene.daemon, fast(&body)).await;
     assert_eq!((&job["resumed"], &job["filled"]), (&json!(false), &json!(1000)), "{job}");
     scene.verify().await;
+}
+
+/// What an operator had begun goes on to its own limit.
+#[tokio::test]
+async fn to_the_limit_of_the_walk_that_was_killed() {
+    let mut scene =
+        Scene::open("warm_limit", SCHEMA, |config| config.entity(item().set("warm", warm(json!({"rate": 100_000})))))
+            .await;
+    let body = json!({"entity": "item", "limit": 1150, "rate": 130});
+    scene.daemon.admin().post("/v1/warm", &body, &[]).await.expect(200);
+    come_to(&scene.daemon, 550).await;
+    scene.daemon.kill().await;
+    drop_leases(&scene, "item").await;
+    scene.daemon = Daemon::start(&scene.config).await;
+    scene.daemon.wait_ready().await;
+    let job = ended(&scene.daemon, "item", |_| true).await;
+    assert_eq!(
+        (&job["trigger"], &job["resumed"], &job["done"]),
+        (&json!("start"), &json!(true), &json!(1150)),
+        "{job}"
+    );
+    assert_eq!(numbers(&scene, "item").await, (1..=1150).collect::<Vec<u64>>());
+}
+
+/// A place is of no use for longer than what was warmed before it.
+#[tokio::test]
+async fn not_from_before_the_entries_are_over() {
+    let scene = Scene::open("warm_place_ttl", SCHEMA, |config| {
+        config.entity(item().set("ttl", "90s").set("warm", warm(json!({"rate": 150}))))
+    })
+    .await;
+    scene.daemon.admin().post("/v1/warm", &json!({"entity": "item"}), &[]).await.expect(200);
+    come_to(&scene.daemon, 550).await;
+    scene.daemon.admin().post("/v1/warm", &json!({"entity": "item", "cancel": true}), &[]).await.expect(200);
+    let left: i64 = redis::cmd("TTL").arg("~walcache:warm:item").query_async(&mut scene.l2.clone()).await.unwrap();
+    assert!((60..=90).contains(&left), "{left} s");
 }

@@ -1,4 +1,6 @@
-//! Captured streams of wal2json, mutated.
+//! Captured streams of wal2json, mutated, and arbitrary bytes.
+
+use proptest::prelude::*;
 
 use super::*;
 use crate::decode::fuzz::{edited, edits, explore, refused_leave_no_trace};
@@ -36,4 +38,41 @@ fn what_is_refused_leaves_no_trace() {
         };
         refused_leave_no_trace(|| decoder(captured_tables()), decode, &edited(stream, &edits))
     });
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(messages in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..80), 0..6)) {
+        let mut decoder = decoder(captured_tables());
+        for message in messages {
+            let _ = decoder.decode(&message, &mut |_| {});
+            decoder.notice(&message, &mut |_| {});
+        }
+    }
+
+    /// Bytes of a captured stream changed at random: an error or an event, and never a panic.
+    #[test]
+    fn mutated_streams_never_panic(
+        file in any::<prop::sample::Index>(),
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let files = captured();
+        let mut messages = lines(&files[file.index(files.len())].1);
+        for (message, at, byte) in changes {
+            let at_message = message.index(messages.len());
+            let message = &mut messages[at_message];
+            let at = at.index(message.len());
+            message[at] = byte;
+        }
+        let shortened = cut.index(messages.len());
+        let length = cut.index(messages[shortened].len());
+        messages[shortened].truncate(length);
+        let mut decoder = decoder(captured_tables());
+        for message in messages {
+            if let Err(error) = decoder.decode(&message, &mut |_| {}) {
+                prop_assert!(error.offset <= message.len());
+            }
+        }
+    }
 }

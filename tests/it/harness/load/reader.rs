@@ -22,6 +22,8 @@ use crate::harness::{Http, Response};
 
 /// The pause between two reads of Redis: unpaced it would take most of a core from those whom it watches.
 const RAW_PACE: Duration = Duration::from_millis(1);
+/// How long Redis may take to answer, before it is taken for away.
+const RAW_PATIENCE: Duration = Duration::from_secs(1);
 /// Keys of a batch, at most.
 const BATCH: usize = 6;
 
@@ -181,7 +183,7 @@ pub(super) async fn read_raw(shared: Arc<Shared>, mut rng: StdRng) {
         let looked = match &mut raw {
             Some(raw) if rng.random() => raw.look(&key).await,
             Some(raw) => raw.look_in_turn(&key).await.map(Some),
-            None => match Raw::connect(&shared.stage).await {
+            None => match Raw::connect_within(RAW_PATIENCE, &shared.stage).await {
                 Ok(connected) => {
                     raw = Some(connected);
                     continue;
@@ -218,7 +220,7 @@ pub(super) async fn evict(shared: Arc<Shared>, pace: Duration, mut rng: StdRng) 
                     raw = None;
                 }
             }
-            None => raw = Raw::connect(&shared.stage).await.ok(),
+            None => raw = Raw::connect_within(RAW_PATIENCE, &shared.stage).await.ok(),
         }
         sleep(pace).await;
     }

@@ -2,23 +2,10 @@
 
 use std::time::Duration;
 
-use super::validate::Violations;
-use super::{Config, EntityConfig};
-use crate::entity::lifetime::Lifetime;
+use super::super::units::MIB;
+use super::super::violations::Violations;
+use super::super::{Config, EntityConfig};
 use crate::entity::query::ResultShape;
-
-impl EntityConfig {
-    /// What it says of entries' lives beside the ttl.
-    pub fn lifetime(&self) -> Lifetime {
-        Lifetime {
-            negative_ttl: self.negative_ttl,
-            jitter: self.ttl_jitter,
-            column: self.ttl_column.clone(),
-            stale: self.stale_while_revalidate.unwrap_or_default(),
-            refresh_ahead: self.refresh_ahead.unwrap_or_default(),
-        }
-    }
-}
 
 /// The longest time that Redis takes for a life with room to spare: a hundred years.
 const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
@@ -33,6 +20,11 @@ pub(super) fn validate(i: usize, entity: &EntityConfig, config: &Config, found: 
     let bounds = "must be longer than zero, and at most a hundred years";
     require(entity.ttl <= LONGEST, "ttl", bounds);
     require(entity.negative_ttl.is_none_or(is_life), "negative_ttl", bounds);
+    require(
+        entity.negative_ttl.is_none() || entity.query.is_none() || entity.shape == Some(ResultShape::One),
+        "negative_ttl",
+        "only with shape = \"one\" is there an entry that says that there is nothing: an empty array is a value",
+    );
     require(entity.stale_while_revalidate.is_none_or(is_life), "stale_while_revalidate", bounds);
     require((0.0..=0.5).contains(&entity.ttl_jitter), "ttl_jitter", "must be from 0 to 0.5");
     if let Some(ahead) = entity.refresh_ahead {
@@ -62,7 +54,7 @@ pub(super) fn validate(i: usize, entity: &EntityConfig, config: &Config, found: 
         "there is no [l2], and values in L1 are never compressed",
     );
     require(
-        entity.l1_size.is_none_or(|size| size >= 1 << 20),
+        entity.l1_size.is_none_or(|size| size >= MIB),
         "l1_size",
         "must be at least 1MiB; without it the entity shares l1.max_size",
     );

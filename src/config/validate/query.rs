@@ -1,123 +1,13 @@
-//! The part of an `[[entity]]` that makes it the results of a query.
+//! Constraints on entities that are the results of a query.
 
 use std::collections::HashSet;
-use std::fmt;
 
-use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-use super::error::nearest;
-use super::sections::EntityConfig;
-use super::table_name::TableName;
-use super::validate::Violations;
-use crate::entity::OnChange;
-use crate::entity::query::{Query, Rule, Via};
-
-/// Names with a text each, in the order of the file: the first of `params` is `$1`.
-///
-/// The order is that of the file because toml is built with `preserve_order`, and because what it hands on is kept as it
-/// comes.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Pairs(pub Vec<(String, String)>);
-
-impl Pairs {
-    /// The names.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|(name, _)| name.as_str())
-    }
-
-    fn get(&self, wanted: &str) -> Option<&str> {
-        self.0.iter().find(|(name, _)| name == wanted).map(|(_, text)| text.as_str())
-    }
-}
-
-impl Serialize for Pairs {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(name, text)| (name, text)))
-    }
-}
-
-impl<'de> Deserialize<'de> for Pairs {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
-            type Value = Pairs;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a table of names with a text each, such as { customer_id = \"bigint\" }")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
-                }
-                Ok(Pairs(pairs))
-            }
-        }
-        deserializer.deserialize_map(Reader)
-    }
-}
-
-/// A table that a query's results depend on, and which of them a change of its rows voids: exactly one of `key`, `lookup`
-/// and `all` is set.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct DependsOn {
-    /// The table.
-    pub table: TableName,
-    /// For each parameter the row's column that holds its value.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<Pairs>,
-    /// A SELECT that gives the keys, one a row, its columns in the order of the parameters.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lookup: Option<String>,
-    /// The row's columns that the lookup is given as `$1` and so on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub from: Option<Vec<String>>,
-    /// Whether all entries are voided.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub all: Option<bool>,
-}
-
-impl EntityConfig {
-    /// What a change does: as configured, or `refresh` for rows and `invalidate` for queries.
-    pub fn on_change(&self) -> OnChange {
-        let silent = if self.query.is_some() { OnChange::Invalidate } else { OnChange::Refresh };
-        self.on_change.unwrap_or(silent)
-    }
-
-    /// What its entries are the results of; `None` where they are rows. It has been validated.
-    pub fn query(&self) -> Option<Query> {
-        let sql = statement(self.query.as_ref()?).to_owned();
-        let params = self.params.clone().unwrap_or_default();
-        let rule = |depends: &DependsOn| {
-            let via = match (&depends.key, &depends.lookup) {
-                (Some(key), _) => {
-                    Via::Key(params.names().filter_map(|param| key.get(param)).map(str::to_owned).collect())
-                }
-                (None, Some(lookup)) => {
-                    Via::Lookup { sql: statement(lookup).to_owned(), from: depends.from.clone().unwrap_or_default() }
-                }
-                (None, None) => Via::All,
-            };
-            Rule { schema: depends.table.schema.clone(), table: depends.table.name.clone(), via }
-        };
-        let rules = self.depends_on.iter().flatten().map(rule).collect();
-        Some(Query { sql, shape: self.shape.unwrap_or_default(), rules })
-    }
-
-    /// The tables that it is made of.
-    pub fn tables(&self) -> impl Iterator<Item = &TableName> {
-        let own = self.query.is_none().then_some(&self.table);
-        own.into_iter().chain(self.depends_on.iter().flatten().map(|depends| &depends.table))
-    }
-}
-
-/// A statement without the semicolon at its end: it becomes part of a larger one.
-fn statement(sql: &str) -> &str {
-    sql.trim().trim_end_matches(|c: char| c == ';' || c.is_whitespace())
-}
+use super::super::EntityConfig;
+use super::super::depends_on::DependsOn;
+use super::super::entity::statement;
+use super::super::error::nearest;
+use super::super::table_name::TableName;
+use super::super::violations::Violations;
 
 /// Whether this is the name of a type, and nothing that could be more than that.
 fn is_type(name: &str) -> bool {
