@@ -2,7 +2,7 @@
 -- of, the topmost last, and whether any of these has row-level security.
 SELECT wanted.schema, wanted.name, c.relkind::text AS kind,
        c.reltuples::float8 AS estimate,
-       above.schemas, above.names, above.row_security,
+       above.schemas, above.names, above.root, above.row_security,
        ARRAY(SELECT a.attname::text FROM pg_attribute a
              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS wanted (schema, name, ord)
@@ -17,6 +17,7 @@ CROSS JOIN LATERAL (
     )
     SELECT array_agg(m.nspname::text ORDER BY tree.level) AS schemas,
            array_agg(k.relname::text ORDER BY tree.level) AS names,
+           (array_agg(k.oid ORDER BY tree.level DESC))[1] AS root,
            bool_or(k.relrowsecurity) AS row_security
     FROM tree JOIN pg_class k ON k.oid = tree.oid JOIN pg_namespace m ON m.oid = k.relnamespace
 ) AS above

@@ -174,7 +174,7 @@ async fn probes(client: &Client, config: &Config) -> Result<(Vec<Probe>, Vec<Str
         for (i, rule) in query.rules.iter().enumerate() {
             let facts = facts.as_ref().map(|facts| QueryFacts {
                 depends: facts.depends.get(i).cloned().into_iter().collect(),
-                is_steady: facts.is_steady,
+                ..facts.clone()
             });
             let mut definition = definition.clone();
             definition.query = Some(Query { rules: vec![rule.clone()], ..query.clone() });

@@ -10,6 +10,7 @@ mod rule;
 use tokio_postgres::error::SqlState;
 
 pub(super) use self::explain::{Refused, described};
+use self::plan::Planned;
 use self::rule::RuleTable;
 use super::finding::{Finding, Findings};
 use super::query_one;
@@ -95,7 +96,7 @@ impl Look<'_> {
                 named.extend(columns.iter().map(|column| column.name.as_str()));
             }
             table::check_tags(entity, &named, findings);
-            let (is_steady, costs) = self.plans(params, &rules, findings).await?;
+            let Planned { is_steady, looked_up, costs } = self.plans(params, &rules, findings).await?;
             looked.costs = costs;
             let texts: Vec<&str> =
                 std::iter::once(query.sql.as_str()).chain(query.rules.iter().filter_map(lookup)).collect();
@@ -112,7 +113,11 @@ impl Look<'_> {
                 version: hash(version.as_bytes()),
                 published: Published::default(),
                 tables: Vec::new(),
-                query: Some(QueryFacts { depends: rules.iter().map(RuleTable::dependency).collect(), is_steady }),
+                query: Some(QueryFacts {
+                    depends: rules.iter().map(RuleTable::dependency).collect(),
+                    looked_up: looked_up.into_iter().collect(),
+                    is_steady,
+                }),
             });
         }
         looked.tables = rules.into_iter().map(|rule| rule.table).collect();

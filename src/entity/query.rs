@@ -68,6 +68,8 @@ pub enum Via {
 pub struct QueryFacts {
     /// The tables of its rules, in their order.
     pub depends: Vec<Dependency>,
+    /// `pg_class.oid` of the tables besides these that lookups read, in order.
+    pub looked_up: Vec<u32>,
     /// Whether its value changes with what it reads only: not with time, or by chance.
     pub is_steady: bool,
 }

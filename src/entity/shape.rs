@@ -120,6 +120,12 @@ impl Shape {
         self.query.as_ref().map_or(&[], |query| &query.depends)
     }
 
+    /// `pg_class.oid` of each table that its lookups may read.
+    pub fn read_by_lookups(&self) -> impl Iterator<Item = u32> + '_ {
+        let besides = self.query.iter().flat_map(|query| query.looked_up.iter().copied());
+        self.depends().iter().map(|dependency| dependency.table_oid).chain(besides)
+    }
+
     /// Tells shapes apart across restarts: whatever decides how a value reads, as a hash.
     pub fn fingerprint(&self) -> u64 {
         hash(format!("{self:?}").as_bytes())

@@ -8,7 +8,7 @@ mod schema;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Config, Daemon, Entity, Oracle, Scene, cli, eventually, pinned, query_result};
+use crate::harness::{Config, Daemon, Entity, Oracle, Scene, cli, codes, eventually, findings, pinned, query_result};
 
 /// A shop whose orders tell their customer, before a change and after it.
 const SHOP: &str = "CREATE TABLE customers (id bigint PRIMARY KEY, name text NOT NULL);
@@ -140,6 +140,53 @@ async fn a_change_voids_the_entries_that_it_concerns() {
     assert!(explained.contains("a query of public.orders, public.customers"), "{explained}");
     let verified = cli_on(&scene, &["verify", "orders", "--json"]).await;
     assert!(verified.contains("\"findings\":[]") || verified.contains("\"findings\": []"), "{verified}");
+}
+
+/// A lookup may read a table that no rule names, as long as what the query reads is named: `check` and the log say so.
+#[tokio::test]
+async fn what_only_a_lookup_reads_need_not_be_named() {
+    let listed = Entity::query(
+        "listed",
+        r#"
+params = { customer_id = "bigint" }
+query = "select id, status from orders where customer_id = $1 order by id desc limit 50"
+shape = "many"
+on_change = "invalidate"
+depends_on = [
+  { table = "public.orders", key = { customer_id = "customer_id" } },
+  { table = "public.customers", key = { customer_id = "id" } },
+  { table = "public.products", lookup = "select distinct o.customer_id from orders o join lines l on l.order_id = o.id where l.product_id = $1", from = ["id"] },
+]
+"#,
+    );
+    let scene = shop("query_listed", |config| config.entity(listed)).await;
+    let found = findings(&scene.config).await;
+    assert_eq!(codes(&found, "error"), [""; 0], "{found:#?}");
+    assert!(codes(&found, "warning").contains(&"lookup_unnamed"), "{found:#?}");
+    assert!(
+        scene.daemon.log().contains("reads public.lines, which depends_on does not name"),
+        "{}",
+        scene.daemon.log()
+    );
+    let keys = ["1", "2", "3", "4", "5"];
+    let bought =
+        "SELECT DISTINCT customer_id::text FROM orders JOIN lines ON order_id = id WHERE product_id = 4 ORDER BY 1";
+    let bought: Vec<String> = scene.sql.query(bought, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert!((1..5).contains(&bought.len()), "{bought:?}");
+    for (change, dropped) in [
+        ("UPDATE orders SET customer_id = 3 WHERE id = 20", vec!["1", "3"]),
+        ("UPDATE customers SET name = 'new' WHERE id = 5", vec!["5"]),
+        ("UPDATE products SET price = 9 WHERE id = 4", bought.iter().map(String::as_str).collect()),
+        ("DELETE FROM lines WHERE order_id = 8", vec![]),
+    ] {
+        for key in keys {
+            scene.warm(&format!("listed/{key}")).await;
+        }
+        scene.write(change).await;
+        let left: Vec<&str> = keys.into_iter().filter(|key| !dropped.contains(key)).collect();
+        assert_eq!(scene.keys("listed").await, left, "{change}");
+        scene.verify().await;
+    }
 }
 
 async fn cli_on(scene: &Scene, args: &[&str]) -> String {

@@ -82,9 +82,8 @@ impl Lookups {
         let (Some(round), Some(connection)) = (&self.round, &self.connection) else { return BTreeSet::new() };
         let mut readers: BTreeMap<u32, BTreeSet<usize>> = BTreeMap::new();
         for id in asked.filter(|id| round.entities.contains_key(id)) {
-            // Whatever a lookup reads is among these: see `depends_on`.
-            for dependency in batch.hierarchy.entities[id].shape().depends() {
-                readers.entry(dependency.table_oid).or_default().insert(id);
+            for table in batch.hierarchy.entities[id].shape().read_by_lookups() {
+                readers.entry(table).or_default().insert(id);
             }
         }
         if readers.is_empty() {

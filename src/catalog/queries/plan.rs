@@ -1,13 +1,16 @@
 //! What plans tell of a query and of its lookups: the tables that they read, and what that costs.
 
+mod relation;
 mod tree;
+mod unnamed;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use self::relation::{Relations, relations};
 use self::tree::{Plan, called, compared};
 use super::super::finding::{Finding, Findings, Phase};
-use super::super::reader::Reader;
 use super::super::table::{Table, row_security};
+use super::super::types::Oid;
 use super::super::{query, rights};
 use super::explain::{self, Options, Refused};
 use super::params::Param;
@@ -22,31 +25,33 @@ const OF_THE_MOMENT: [&str; 3] = ["now", "transaction_timestamp", "statement_tim
 /// The same, spelled without parentheses.
 const KEYWORDS: [&str; 5] = ["CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP", "LOCALTIME", "LOCALTIMESTAMP"];
 
-/// Schemas whose tables are not in the log.
-const OF_THE_SYSTEM: [&str; 2] = ["pg_catalog", "information_schema"];
+/// What the plans of a query and its lookups tell.
+pub(super) struct Planned {
+    /// Whether the query's result changes with what it reads only.
+    pub(super) is_steady: bool,
+    /// Tables that lookups read and `depends_on` does not name.
+    pub(super) looked_up: BTreeSet<Oid>,
+    /// By rule.
+    pub(super) costs: Vec<RuleCost>,
+}
 
-/// What is known of a relation in a plan.
-struct Relation {
-    kind: String,
-    estimate: f64,
-    columns: Vec<String>,
-    /// Itself, then the tables that it is a partition of.
-    above: Vec<TableName>,
-    /// Whether any of these has row-level security.
-    row_security: bool,
+impl Default for Planned {
+    fn default() -> Self {
+        Planned { is_steady: true, looked_up: BTreeSet::new(), costs: Vec::new() }
+    }
 }
 
 impl Look<'_> {
-    /// Plans the query and its lookups, and says whether the query's result changes with what it reads only.
+    /// Plans the query and its lookups.
     pub(super) async fn plans(
         &self,
         params: &[Param],
         rules: &[RuleTable],
         findings: &mut Findings,
-    ) -> Result<(bool, Vec<RuleCost>), SourceError> {
+    ) -> Result<Planned, SourceError> {
         let Some(role) = explain::role(self.client, self.role).await? else {
             // The role is still to be made, or cannot be taken: it finds out when it connects.
-            return Ok((true, Vec::new()));
+            return Ok(Planned::default());
         };
         let types: Vec<&str> = params.iter().map(|param| param.key.cast.as_str()).collect();
         let mut plans = Vec::new();
@@ -56,13 +61,19 @@ impl Look<'_> {
                 Ok(planned) => plans.extend(Plan::read(planned)),
                 Err(refused) => {
                     self.refused((&refused, &self.query.sql), rules, findings).await?;
-                    return Ok((true, Vec::new()));
+                    return Ok(Planned::default());
                 }
             }
         }
-        let [plan, scans] = &plans[..] else { return Ok((true, Vec::new())) };
+        let [plan, scans] = &plans[..] else { return Ok(Planned::default()) };
         let relations = relations(self.client, plan).await?;
-        self.check_named("the query", plan, &relations, findings);
+        for (table, relation) in self.unnamed("the query", plan, &relations, findings) {
+            let what =
+                format!("the query reads {table}, which depends_on does not name: its changes would void nothing");
+            let remedy = format!("add to depends_on: {}", self.line(table, relation));
+            findings.add(self.error("table_unnamed", what, remedy));
+        }
+        let mut looked_up = BTreeSet::new();
         self.check_row_security(plan, &relations, findings);
         self.check_locks("the query", plan, findings);
         self.check_scans(scans, &relations, findings);
@@ -84,7 +95,10 @@ impl Look<'_> {
         for ((depends, rule), configured) in depends_on.zip(rules).zip(&self.query.rules) {
             let cost = match (lookup(configured), &depends.key) {
                 (Some(sql), _) => match self.lookup_cost(depends, sql, (rule, params), role, findings).await? {
-                    Some(cost) => cost,
+                    Some((cost, besides)) => {
+                        looked_up.extend(besides);
+                        cost
+                    }
                     None => continue,
                 },
                 (None, Some(_)) => {
@@ -94,10 +108,11 @@ impl Look<'_> {
             };
             costs.push(RuleCost { entity: self.entity.name.clone(), table: depends.table.to_string(), cost });
         }
-        Ok((is_steady, costs))
+        Ok(Planned { is_steady, looked_up, costs })
     }
 
-    /// The cost of a lookup in words; `None` if it cannot be carried out.
+    /// The cost of a lookup in words, and the tables that it reads and `depends_on` does not name; `None` if it cannot be
+    /// carried out.
     async fn lookup_cost(
         &self,
         depends: &DependsOn,
@@ -105,7 +120,7 @@ impl Look<'_> {
         (rule, params): (&RuleTable, &[Param]),
         role: Option<&str>,
         findings: &mut Findings,
-    ) -> Result<Option<String>, SourceError> {
+    ) -> Result<Option<(String, BTreeSet<Oid>)>, SourceError> {
         let Some(columns) = &rule.columns else { return Ok(None) };
         if !self.check_lookup(depends, sql, (columns, params), findings).await? {
             return Ok(None);
@@ -116,7 +131,20 @@ impl Look<'_> {
                 let Some(plan) = Plan::read(planned) else { return Ok(None) };
                 let relations = relations(self.client, &plan).await?;
                 let who = format!("the lookup of {}", depends.table);
-                self.check_named(&who, &plan, &relations, findings);
+                let besides = self.unnamed(&who, &plan, &relations, findings);
+                for (table, relation) in &besides {
+                    let what = format!(
+                        "{who} reads {table}, which depends_on does not name: a change there voids nothing by itself"
+                    );
+                    let remedy = format!(
+                        "nothing, where a row there that leads to an entry changes together with rows that the query reads; \
+                         else add to depends_on: {}",
+                        self.line(table, relation)
+                    );
+                    findings.add(Finding::warning("lookup_unnamed", self.subject.clone(), what, remedy));
+                }
+                let besides = besides.into_iter().map(|(_, relation)| relation.root).collect();
+                self.check_row_security(&plan, &relations, findings);
                 self.check_own(depends, &plan, &relations, findings);
                 self.check_locks(&who, &plan, findings);
                 let (moving, hiding) = self.functions(sql, &plan).await?;
@@ -129,7 +157,8 @@ impl Look<'_> {
                     self.hides_tables(&who, &function, findings);
                 }
                 let Plan { cost, rows, .. } = plan;
-                Ok(Some(format!("runs its lookup (planner's cost {cost:.0}), and drops about {rows:.0} key(s)")))
+                let cost = format!("runs its lookup (planner's cost {cost:.0}), and drops about {rows:.0} key(s)");
+                Ok(Some((cost, besides)))
             }
             Err(refused) => {
                 let what = format!("depends_on: the lookup of {} is refused: {}", depends.table, refused.said);
@@ -186,57 +215,9 @@ impl Look<'_> {
         })
     }
 
-    /// Whether `depends_on` names each table that a plan reads.
-    fn check_named(
-        &self,
-        who: &str,
-        plan: &Plan,
-        relations: &BTreeMap<(String, String), Relation>,
-        findings: &mut Findings,
-    ) {
-        let mut said = BTreeSet::new();
-        for name in &plan.relations {
-            let Some(relation) = relations.get(name) else { continue };
-            let named = |table: &TableName| self.entity.depends_on.iter().flatten().any(|d| d.table == *table);
-            if relation.above.iter().any(named) {
-                continue;
-            }
-            // By the topmost name: so come the changes of all partitions.
-            let Some(table) = relation.above.last().filter(|table| said.insert((*table).clone())) else { continue };
-            let (what, remedy) = match relation.kind.as_str() {
-                "m" => (
-                    format!("{who} reads the materialized view {table}, and its refreshes are not in the log"),
-                    "let it read what the view is made of".to_owned(),
-                ),
-                "f" => (
-                    format!("{who} reads the foreign table {table}, and its changes are not in this server's log"),
-                    "leave it out".to_owned(),
-                ),
-                "S" => (
-                    format!("{who} reads the sequence {table}, and what it has given is not in the log"),
-                    "leave it out".to_owned(),
-                ),
-                _ if OF_THE_SYSTEM.contains(&table.schema.as_str()) => (
-                    format!("{who} reads the system catalog {table}, and its changes are not in the log"),
-                    "leave it out".to_owned(),
-                ),
-                _ => (
-                    format!("{who} reads {table}, which depends_on does not name: its changes would void nothing"),
-                    format!("add to depends_on: {}", self.line(table, relation)),
-                ),
-            };
-            findings.add(self.error("table_unnamed", what, remedy));
-        }
-    }
-
     /// Whether the query reads rows that policies may hide from its readers, of tables that `depends_on` does not name: of
     /// those that it names it is a finding of the rule.
-    fn check_row_security(
-        &self,
-        plan: &Plan,
-        relations: &BTreeMap<(String, String), Relation>,
-        findings: &mut Findings,
-    ) {
+    fn check_row_security(&self, plan: &Plan, relations: &Relations, findings: &mut Findings) {
         let mut said = BTreeSet::new();
         let hidden = plan.relations.iter().filter_map(|name| relations.get(name));
         for relation in hidden.filter(|relation| relation.row_security && !self.entity.bypass_rls) {
@@ -249,13 +230,7 @@ impl Look<'_> {
     }
 
     /// Whether a rule's lookup reads the rule's own table.
-    fn check_own(
-        &self,
-        depends: &DependsOn,
-        plan: &Plan,
-        relations: &BTreeMap<(String, String), Relation>,
-        findings: &mut Findings,
-    ) {
+    fn check_own(&self, depends: &DependsOn, plan: &Plan, relations: &Relations, findings: &mut Findings) {
         let of_plan = plan.relations.iter().filter_map(|name| relations.get(name));
         if of_plan.flat_map(|relation| &relation.above).any(|table| *table == depends.table) {
             let table = &depends.table;
@@ -277,18 +252,8 @@ impl Look<'_> {
         }
     }
 
-    /// What would name a table in `depends_on`.
-    fn line(&self, table: &TableName, relation: &Relation) -> String {
-        let params: Vec<&str> = self.entity.params.iter().flat_map(|params| params.names()).collect();
-        if params.iter().all(|param| relation.columns.iter().any(|column| column == param)) {
-            let key: Vec<String> = params.iter().map(|param| format!("{param} = \"{param}\"")).collect();
-            return format!("{{ table = \"{table}\", key = {{ {} }} }}", key.join(", "));
-        }
-        format!("{{ table = \"{table}\", all = true }}, or a key or lookup that tells which entries a row is part of")
-    }
-
     /// Tables that are read as a whole because no index serves.
-    fn check_scans(&self, plan: &Plan, relations: &BTreeMap<(String, String), Relation>, findings: &mut Findings) {
+    fn check_scans(&self, plan: &Plan, relations: &Relations, findings: &mut Findings) {
         let mut said = BTreeSet::new();
         for node in &plan.nodes {
             let by_param = node.filter.as_deref().is_some_and(|filter| filter.contains('$'));
@@ -347,25 +312,6 @@ impl Look<'_> {
         let remedy = "see that depends_on names them";
         findings.add(Finding::warning("query_function", self.subject.clone(), what, remedy));
     }
-}
-
-/// What the relations of a plan are.
-async fn relations(client: &Reader<'_>, plan: &Plan) -> Result<BTreeMap<(String, String), Relation>, SourceError> {
-    let (schemas, names): (Vec<String>, Vec<String>) = plan.relations.iter().cloned().unzip();
-    let sql = include_str!("../../../sql/plan_tables.sql");
-    let rows = query(client, "read the tables of a plan", sql, &[&schemas, &names]).await?;
-    let relation = |row: &tokio_postgres::Row| {
-        let above = row.get::<_, Vec<String>>("schemas").into_iter().zip(row.get::<_, Vec<String>>("names"));
-        let relation = Relation {
-            kind: row.get("kind"),
-            estimate: row.get("estimate"),
-            columns: row.get("columns"),
-            row_security: row.get("row_security"),
-            above: above.map(|(schema, name)| TableName { schema, name }).collect(),
-        };
-        ((row.get("schema"), row.get("name")), relation)
-    };
-    Ok(rows.iter().map(relation).collect())
 }
 
 #[cfg(test)]

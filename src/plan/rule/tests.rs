@@ -42,7 +42,7 @@ fn entity(via: Via) -> Arc<Entity> {
     let depends = vec![Dependency { table_oid: OID, partitioned: false, columns: Some(columns), tables: Vec::new() }];
     let shape = Shape {
         key: vec![key("customer", KeyType::Integer(0, 99)), key("code", KeyType::Text)],
-        query: Some(QueryFacts { depends, is_steady: true }),
+        query: Some(QueryFacts { depends, looked_up: Vec::new(), is_steady: true }),
         ..Shape::unknown(0)
     };
     Arc::new(Entity::new(0, definition, "p:", shape))

@@ -331,17 +331,29 @@ async fn what_cannot_work_is_refused_with_the_reason() {
         assert_eq!(finding["severity"], "error", "{finding}");
         assert!(finding["what"].as_str().unwrap().contains(what), "{what}: {finding}");
     }
-    // What a lookup reads may cut the link to an entry, which somebody must tell.
-    let config = stage
-        .config()
-        .entity(looked_up("select o.customer_id from orders o join products p on p.id = o.id where o.id = $1"));
-    let found = findings(&config).await;
-    let unnamed = finding(&found, "table_unnamed");
-    assert_eq!(unnamed["severity"], "error");
+    // What only a lookup reads may cut the link to an entry, and void nothing.
+    let by_products = "select o.customer_id from orders o join products p on p.id = o.id where o.id = $1";
+    let found = findings(&stage.config().entity(looked_up(by_products))).await;
+    let unnamed = finding(&found, "lookup_unnamed");
+    assert_eq!(unnamed["severity"], "warning");
     assert!(
         unnamed["what"].as_str().unwrap().contains("the lookup of public.lines reads public.products"),
         "{unnamed}"
     );
+    assert!(!codes(&found, "error").contains(&"table_unnamed"), "{found:#?}");
+    // What is not in the log is not read by lookups either.
+    stage.execute("CREATE MATERIALIZED VIEW linked AS SELECT id, customer_id FROM orders").await;
+    let found = findings(&stage.config().entity(looked_up("select customer_id from linked where id = $1"))).await;
+    assert_eq!(finding(&found, "table_unnamed")["severity"], "error");
+    // Nor may policies hide from it what leads to an entry.
+    stage.execute("ALTER TABLE products ENABLE ROW LEVEL SECURITY").await;
+    let found = findings(&stage.config().entity(looked_up(by_products))).await;
+    let policies = finding(&found, "row_security");
+    assert!(
+        policies["severity"] == "error" && policies["what"].as_str().unwrap().contains("public.products"),
+        "{policies}"
+    );
+    stage.execute("ALTER TABLE products DISABLE ROW LEVEL SECURITY").await;
     // A lookup sees its own table as it is after the change.
     let own = "select order_id from lines where order_id = $1";
     for (lookup, warned) in [(own, true), ("select customer_id from orders where id = $1", false)] {
