@@ -11,6 +11,7 @@
 mod club;
 mod config;
 mod daemon;
+mod failure;
 mod hidden;
 mod histories;
 mod http;

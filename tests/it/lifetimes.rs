@@ -175,6 +175,8 @@ async fn changes_prolong_no_life_but_by_a_column() {
             .entity(entity("ownpop").set("ttl_column", "at").set("populate", true))
     })
     .await;
+    // wal2json has no word for a NULL here that it does not have for NaN: such a row makes no image.
+    scene.write("UPDATE offers SET exact = 1 WHERE id = 1").await;
     let mut before = Vec::new();
     for name in ["plain", "pop", "renewed", "own", "ownpop"] {
         scene.get(&format!("{name}/1")).await.expect(200);

@@ -11,7 +11,7 @@ use tokio_postgres::error::SqlState;
 use walcache::lsn::Lsn;
 use walcache::sandbox::{Postgres, PostgresOptions, Redis, RedisOptions};
 
-use super::{Config, current_lsn, plugin};
+use super::{Config, current_lsn, failure, plugin};
 
 /// Databases for one test.
 pub struct Stage {
@@ -58,6 +58,7 @@ impl Stage {
     }
 
     async fn on(postgres: Arc<Postgres>, redis: Arc<Redis>, name: &str) -> Stage {
+        failure::tell_at_once();
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         assert!(number < 1024, "a private Redis has 1024 databases");
