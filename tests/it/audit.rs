@@ -259,7 +259,7 @@ async fn a_changed_table_is_no_finding() {
 /// The auditor checks hot rows, a hundred times as often as by default, while they change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_found_under_load() {
-    const CONCLUSIVE: u64 = 3000;
+    const CONCLUSIVE: u64 = 1000;
     let mut shop = Shop::new("audit_load").await;
     shop.config = shop.config.set("audit", "rate", 5000).set("source", "dead_after", "60s");
     let daemon = shop.daemon().await;

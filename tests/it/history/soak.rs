@@ -40,11 +40,14 @@ async fn random_faults() {
     // A soak that is asked for looks for something new.
     let seed = number("WALCACHE_SOAK_SEED").unwrap_or(if seconds.is_some() { rand::rng().random() } else { SEED });
     println!("WALCACHE_SOAK_SEED={seed}");
-    let over = Instant::now() + Duration::from_secs(seconds.unwrap_or(SECONDS));
     let mut siege = Siege::new(seed).await;
-    while Instant::now() < over {
+    let over = Instant::now() + Duration::from_secs(seconds.unwrap_or(SECONDS));
+    loop {
         siege.round().await;
         assert!(siege.violations.is_empty(), "{}", siege.report());
+        if Instant::now() >= over {
+            break;
+        }
     }
     println!("{}", siege.report());
     assert!(siege.done.reads > 100 && siege.compared.iter().sum::<usize>() > 30, "{}", siege.report());

@@ -148,7 +148,9 @@ async fn while_a_server_is_away() {
     daemon.wait_applied(current_lsn(&shop.sql().await).await).await;
     let mut l2 = shop.stage.l2().await;
     let keys: Vec<String> = redis::cmd("KEYS").arg("item:*").query_async(&mut l2).await.unwrap();
-    assert_eq!(keys.len(), 600, "{job}");
+    // What was under way when Redis fell silent may not have been kept, which it says.
+    assert_eq!(keys.len() as u64 + job["unkept"].as_u64().unwrap(), 600, "{job}");
+    assert!(keys.len() > 500, "{job}");
     assert!(daemon.terminate().await.success());
 }
 
