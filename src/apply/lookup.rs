@@ -41,6 +41,7 @@ use self::void::Voiding;
 use super::batch::{Asked, Batch, Lookup};
 use crate::cache::Hierarchy;
 use crate::config::SourceConfig;
+use crate::entity::EntryKey;
 use crate::failpoint::{self, Rule};
 use crate::lsn::Lsn;
 use crate::metrics::{ApplyMetrics, LookupVoid as Why};
@@ -76,10 +77,14 @@ pub enum Hold {
     Until(Instant),
 }
 
+/// Is given what lookups have found: the entity, where the change's transaction ends, and the entry that is dropped.
+pub type Witness = Box<dyn Fn(&[(usize, Lsn, EntryKey)]) + Send + Sync>;
+
 /// Runs lookups, for one session.
 pub struct Lookups {
     limits: Limits,
     reach: Reach,
+    witness: Witness,
     connection: Option<Connection>,
     round: Option<Round>,
     /// Waiting for the next round, with the smallest label of each.
@@ -119,10 +124,11 @@ struct Round {
 
 impl Lookups {
     /// For a session whose stream comes from `server`, where that tells.
-    pub fn new(limits: Limits, source: SourceConfig, server: Option<Server>) -> Self {
+    pub fn new(limits: Limits, source: SourceConfig, server: Option<Server>, witness: Witness) -> Self {
         Lookups {
             limits,
             reach: Reach { source, server, timeout: limits.timeout },
+            witness,
             connection: None,
             round: None,
             deferred: IndexMap::new(),

@@ -17,7 +17,7 @@ use super::error::SessionError;
 use super::pipeline::{Pipeline, Places};
 use super::settings::{batch_limits, bytes, decoder, lookup_limits};
 use super::shapes::Catalog;
-use super::tap::Recorder;
+use super::tap::{Recorder, witness};
 use super::{Context, housekeeping};
 use crate::apply::batch::Assembler;
 use crate::apply::claim::Position;
@@ -112,6 +112,8 @@ pub(super) async fn run(
     });
 
     let position = Position { source: &source_id, applied: from, broken, missed: None };
+    let applied = context.hierarchy.watermark.load();
+    let witness = witness(context.tap.clone(), context.hierarchy.entities.clone(), applied);
     let start = Start {
         hierarchy: context.hierarchy.clone(),
         config: crate::apply::Config {
@@ -123,7 +125,7 @@ pub(super) async fn run(
         source: source.clone(),
         position,
         shapes: shapes.clone(),
-        lookups: Lookups::new(lookup_limits(config), config.source.clone(), server),
+        lookups: Lookups::new(lookup_limits(config), config.source.clone(), server, witness),
         outage: context.outage.clone(),
         requeries: context.requeries.clone(),
         metrics: context.metrics.clone(),

@@ -19,7 +19,7 @@ use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
-pub(super) use self::recorder::Recorder;
+pub(super) use self::recorder::{Recorder, witness};
 use crate::cache::watermark::Watermark;
 use crate::lsn::Lsn;
 
@@ -166,11 +166,14 @@ impl Tap {
         until > 0 && (self.origin.elapsed().as_millis() as u64) < until
     }
 
+    /// Keeps events, in the order of their transactions' ends. What lookups find comes after later transactions; but W stays
+    /// before it, so nobody was shown anything behind its place.
     fn push(&self, events: impl Iterator<Item = Recorded>) {
         let mut ring = self.ring.lock();
         for event in events {
             ring.bytes += event.bytes();
-            ring.events.push_back(event);
+            let place = ring.events.partition_point(|before| before.lsn <= event.lsn);
+            ring.events.insert(place, event);
             while ring.events.len() > MAX_EVENTS || ring.bytes > MAX_BYTES {
                 let Some(oldest) = ring.events.pop_front() else { break };
                 ring.bytes -= oldest.bytes();

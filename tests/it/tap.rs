@@ -130,6 +130,52 @@ async fn events_are_shown_with_their_effects() {
     assert!(truncated.iter().all(|line| wanted.iter().any(|wanted| line.ends_with(wanted))), "{done:?}");
 }
 
+/// The entries that a lookup finds are told after the change, before later ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_lookups_find_is_shown() {
+    let schema = "CREATE TABLE items (id int PRIMARY KEY, n int); INSERT INTO items VALUES (1, 0), (2, 0);
+                  CREATE TABLE shelves (id int PRIMARY KEY, item int); INSERT INTO shelves VALUES (7, 1), (8, 1), (9, 2)";
+    let shelf = r#"
+params = { id = "int" }
+query = "select i.id, i.n from shelves s join items i on i.id = s.item where s.id = $1"
+depends_on = [
+    { table = "shelves", key = { id = "id" } },
+    { table = "items", lookup = "select id from shelves where item = $1 order by id", from = ["id"] },
+]
+"#;
+    let scene = Scene::open("tap_found", schema, |config| {
+        config.entity(Entity::new("item", "items")).entity(Entity::query("shelf", shelf))
+    })
+    .await;
+    let mut from = watching(&scene).await;
+    scene.sql.batch_execute("UPDATE items SET n = 5 WHERE id = 1").await.unwrap();
+    let last = scene.write("UPDATE items SET n = 6 WHERE id = 2").await;
+    let mut events: Vec<Value> = Vec::new();
+    while !events.iter().any(|event| effects(event).contains(&"void shelf:9".to_owned())) {
+        let answer = ask(&scene, &from, "").await;
+        from = answer["next"].as_str().unwrap().to_owned();
+        events.extend(answer["events"].as_array().unwrap().iter().cloned());
+    }
+    let lsn = |event: &Value| event["lsn"].as_str().unwrap().parse::<walcache::lsn::Lsn>().unwrap();
+    assert!(events.iter().map(lsn).is_sorted() && events.iter().all(|event| lsn(event) <= last), "{events:?}");
+    // Beside those of `watching`, which may be one more.
+    let told: Vec<String> =
+        events.iter().map(|event| format!("{} {}", event["op"], effects(event).join(", "))).collect();
+    let end = told.len() - 4;
+    assert_eq!(
+        told[end..],
+        [
+            r#""update" put item:1, lookup shelf:"#,
+            r#""found" void shelf:7, void shelf:8"#,
+            r#""update" put item:2, lookup shelf:"#,
+            r#""found" void shelf:9"#,
+        ]
+    );
+    assert_eq!(events.last().unwrap()["effects"][0]["cause"], "lookup");
+    let of_item = ask(&scene, &from, "&entity=item").await;
+    assert_eq!(of_item["events"], json!([]), "{of_item}");
+}
+
 /// What comes again when the stream breaks is not shown again, and nothing is left out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_event_is_shown_once_whatever_happens_to_the_stream() {

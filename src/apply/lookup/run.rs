@@ -71,6 +71,7 @@ impl Lookups {
         }
         let emptied = self.void_emptied(totals.into_keys(), batch).await;
         found.retain(|(entity, ..)| !emptied.contains(entity));
+        (self.witness)(&found);
         for (entity, lsn, key) in found {
             batch.batch.drop_found(entity, lsn, &key, Cause::Lookup);
         }

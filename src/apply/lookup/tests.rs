@@ -35,7 +35,7 @@ impl Fixture {
         let (watermark, voids) = (Watermark::default(), Voids::new(3));
         let entities = (0..3).map(entity).collect();
         let hierarchy = Hierarchy { entities, l1: None, l2: None, watermark, voids };
-        let mut lookups = Lookups::new(limits, SourceConfig::default(), None);
+        let mut lookups = Lookups::new(limits, SourceConfig::default(), None, Box::new(|_| ()));
         let view = View { snapshot: Snapshot::parse("10:10:").unwrap(), end: Lsn::from_u64(END) };
         lookups.round = round.then(|| Round::new(view));
         // A round that would be opened is not: all that it would be asked is voided.

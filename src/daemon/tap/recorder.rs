@@ -1,6 +1,6 @@
 //! Recording what comes through the stream, while somebody watches.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::{Concerns, Recorded, Tap};
+use crate::apply::lookup::Witness;
 use crate::change::{Change, Relation};
 use crate::entity::Entity;
 use crate::lsn::Lsn;
@@ -86,20 +87,12 @@ impl Recorder {
             self.left_out += 1;
             return;
         }
-        let more = effects.len().saturating_sub(MAX_EFFECTS);
-        let told = Told {
-            op,
-            tables: tables.iter().map(|table| format!("{}.{}", table.schema, table.name)).collect(),
-            effects: effects.iter().take(MAX_EFFECTS).map(|effect| self.tell(effect)).collect(),
-            more: (more > 0).then_some(more),
-            left_out: None,
-        };
+        let told = told(op, tables, effects, &self.entities);
         self.keep(concerns(effects), &told);
     }
 
     fn keep(&mut self, concerns: Concerns, told: &Told<'_>) {
-        // A struct of strings, numbers and JSON always serializes.
-        let json = serde_json::to_string(told).unwrap_or_default();
+        let json = json_of(told);
         self.bytes += json.len() + concerns.bytes();
         self.events.push((concerns, json));
     }
@@ -124,37 +117,74 @@ impl Recorder {
         });
         self.tap.push(recorded);
     }
+}
 
-    /// What an effect is.
-    fn tell(&self, effect: &Effect) -> Value {
-        let (entity, kind, key, cause) = match effect {
-            Effect::Put { entity, key, .. } => (*entity, "put", Some(key), None),
-            Effect::Merge { entity, key, .. } => (*entity, "merge", Some(key), None),
-            Effect::Delete { entity, key, cause } => {
-                let requeried = self.entities[*entity].is_requeried();
-                (*entity, if requeried { "requery" } else { "void" }, Some(key), Some(*cause))
-            }
-            Effect::Lookup { entity, .. } => (*entity, "lookup", None, None),
-            Effect::Raise { entity } => (*entity, "void-all", None, None),
-            Effect::Discard { entity, cause } => (*entity, "void-all", None, Some(*cause)),
-            Effect::Reshape { entity } => (*entity, "look-up-shape", None, None),
-            Effect::Moved { entity } => (*entity, "void-all", None, Some(Cause::Shape)),
-            Effect::Void(Void::Entity { entity }) => (*entity, "void-all", None, Some(Cause::Command)),
-            Effect::Void(Void::Pattern { entity, glob }) => {
-                let name = &self.entities[*entity].name;
-                return json!({ "entity": name, "key": glob.text(), "effect": "void-pattern" });
-            }
-            Effect::Void(Void::Tag(_)) => return json!({ "effect": "void-tag" }),
-            Effect::LookAround => return json!({ "effect": "look-up-shape" }),
-        };
-        let of = &self.entities[entity];
-        let key = key.map(|key| {
-            let key = String::from_utf8_lossy(key);
-            key.strip_prefix(of.redis_prefix.as_str()).unwrap_or(&key).to_owned()
+/// What tells of the entries that lookups find, while somebody watches, in a session as [`Recorder::new`] has it.
+pub(in crate::daemon) fn witness(tap: Arc<Tap>, entities: Vec<Arc<Entity>>, begun: Lsn) -> Witness {
+    Box::new(move |found| {
+        if !tap.is_watched() {
+            return;
+        }
+        let mut by_lsn: BTreeMap<Lsn, Vec<Effect>> = BTreeMap::new();
+        for (entity, lsn, key) in found.iter().filter(|(_, lsn, _)| *lsn > begun) {
+            let key = key.redis().as_bytes().to_vec();
+            by_lsn.entry(*lsn).or_default().push(Effect::Delete { entity: *entity, key, cause: Cause::Lookup });
+        }
+        let recorded = by_lsn.into_iter().filter_map(|(lsn, effects)| {
+            let json = json_of(&told("found", &[], &effects, &entities));
+            let json = RawValue::from_string(format!("{{\"lsn\":\"{lsn}\",{}", json.strip_prefix('{')?)).ok()?;
+            Some(Recorded { lsn, concerns: concerns(&effects), json })
         });
-        let cause = cause.map(|cause| format!("{cause:?}").to_lowercase());
-        json!({ "entity": of.name, "key": key, "effect": kind, "cause": cause })
+        tap.push(recorded);
+    })
+}
+
+/// An event in words.
+fn told<'a>(op: &'a str, tables: &[Arc<Relation>], effects: &[Effect], entities: &[Arc<Entity>]) -> Told<'a> {
+    let more = effects.len().saturating_sub(MAX_EFFECTS);
+    Told {
+        op,
+        tables: tables.iter().map(|table| format!("{}.{}", table.schema, table.name)).collect(),
+        effects: effects.iter().take(MAX_EFFECTS).map(|effect| tell(effect, entities)).collect(),
+        more: (more > 0).then_some(more),
+        left_out: None,
     }
+}
+
+fn json_of(told: &Told<'_>) -> String {
+    // A struct of strings, numbers and JSON always serializes.
+    serde_json::to_string(told).unwrap_or_default()
+}
+
+/// What an effect is.
+fn tell(effect: &Effect, entities: &[Arc<Entity>]) -> Value {
+    let (entity, kind, key, cause) = match effect {
+        Effect::Put { entity, key, .. } => (*entity, "put", Some(key), None),
+        Effect::Merge { entity, key, .. } => (*entity, "merge", Some(key), None),
+        Effect::Delete { entity, key, cause } => {
+            let requeried = entities[*entity].is_requeried();
+            (*entity, if requeried { "requery" } else { "void" }, Some(key), Some(*cause))
+        }
+        Effect::Lookup { entity, .. } => (*entity, "lookup", None, None),
+        Effect::Raise { entity } => (*entity, "void-all", None, None),
+        Effect::Discard { entity, cause } => (*entity, "void-all", None, Some(*cause)),
+        Effect::Reshape { entity } => (*entity, "look-up-shape", None, None),
+        Effect::Moved { entity } => (*entity, "void-all", None, Some(Cause::Shape)),
+        Effect::Void(Void::Entity { entity }) => (*entity, "void-all", None, Some(Cause::Command)),
+        Effect::Void(Void::Pattern { entity, glob }) => {
+            let name = &entities[*entity].name;
+            return json!({ "entity": name, "key": glob.text(), "effect": "void-pattern" });
+        }
+        Effect::Void(Void::Tag(_)) => return json!({ "effect": "void-tag" }),
+        Effect::LookAround => return json!({ "effect": "look-up-shape" }),
+    };
+    let of = &entities[entity];
+    let key = key.map(|key| {
+        let key = String::from_utf8_lossy(key);
+        key.strip_prefix(of.redis_prefix.as_str()).unwrap_or(&key).to_owned()
+    });
+    let cause = cause.map(|cause| format!("{cause:?}").to_lowercase());
+    json!({ "entity": of.name, "key": key, "effect": kind, "cause": cause })
 }
 
 /// Which entities effects concern, those that are left out among them.
