@@ -11,7 +11,7 @@ const SCHEMA: &str = "CREATE TABLE items (id int PRIMARY KEY, price numeric(10, 
     INSERT INTO pairs VALUES ('x/y z', 'b')";
 
 fn entities(config: Config) -> Config {
-    let config = config.set("audit", "rate", 0).set("audit", "wait", "1s");
+    let config = config.set("audit", "rate", 0).set("audit", "wait", "10s");
     config.entity(Entity::new("item", "public.items")).entity(Entity::new("pair", "public.pairs"))
 }
 
@@ -117,7 +117,7 @@ async fn what_stands_where_and_why() {
 async fn a_change_on_its_way() {
     let stage = Stage::private("explain_late", PostgresOptions::new(), RedisOptions::new()).await;
     stage.execute(SCHEMA).await;
-    let scene = Scene::on(stage, entities).await;
+    let scene = Scene::on(stage, |config| entities(config).set("audit", "wait", "1s")).await;
     scene.warm("item/1").await;
     let row = scene.sql.query_one("SELECT active_pid FROM pg_replication_slots WHERE active", &[]).await.unwrap();
     let walsender = rustix::process::Pid::from_raw(row.get(0)).expect("a pid");
@@ -143,7 +143,9 @@ async fn a_change_on_its_way() {
 async fn without_redis_and_without_postgres() {
     let stage = Stage::private("explain_alone", PostgresOptions::new(), RedisOptions::new()).await;
     stage.execute(SCHEMA).await;
-    let scene = Scene::on(stage, |config| entities(config).set("l2", "response_timeout", "300ms")).await;
+    let scene =
+        Scene::on(stage, |config| entities(config).set("audit", "wait", "1s").set("l2", "response_timeout", "300ms"))
+            .await;
     scene.warm("item/1").await;
     scene.stage.redis.kill().await.unwrap();
     let words = ["L1 and Postgres agree", "L2 could not be compared"];

@@ -21,6 +21,8 @@ impl Postgres {
         let (bindir, password) = (self.bindir.clone(), self.password.clone());
         let mut standby = Postgres { supervised, bindir, user: self.user, password, env: self.env.clone(), port: 0 };
         let mut command = standby.command("pg_basebackup");
+        // However soon the server gives up on walsenders otherwise.
+        command.env("PGOPTIONS", "-c wal_sender_timeout=0");
         command.env("PGPASSWORD", &self.password).args(["-h", "127.0.0.1", "-p", &self.port.to_string()]);
         command.args(["-U", SUPERUSER, "-X", "stream", "-c", "fast", "-R", "--no-sync", "-D"]).arg(standby.data_dir());
         standby.supervised.spawn(&command, standby.user)?;
