@@ -148,9 +148,8 @@ async fn while_a_server_is_away() {
     daemon.wait_applied(current_lsn(&shop.sql().await).await).await;
     let mut l2 = shop.stage.l2().await;
     let keys: Vec<String> = redis::cmd("KEYS").arg("item:*").query_async(&mut l2).await.unwrap();
-    // What was under way when Redis fell silent may not have been kept, which it says.
-    assert_eq!(keys.len() as u64 + job["unkept"].as_u64().unwrap(), 600, "{job}");
-    assert!(keys.len() > 500, "{job}");
+    // What was under way when Redis fell silent may not have been kept, which it says; or only the answer has come too late.
+    assert!(keys.len() as u64 + job["unkept"].as_u64().unwrap() >= 600 && keys.len() > 500, "{}: {job}", keys.len());
     assert!(daemon.terminate().await.success());
 }
 
