@@ -221,13 +221,12 @@ async fn who_goes_away_gives_up_its_place() {
         for id in ids {
             let http = scene.http.clone();
             tasks.spawn(async move {
-                loop {
+                // As in `calm_reader`.
+                eventually("have the database there", || async {
                     let got = http.get(&format!("/v1/crowded/{id}")).await;
-                    // As in `calm_reader`.
-                    if !is_away(&got) {
-                        break got;
-                    }
-                }
+                    if is_away(&got) { Err(got.text()) } else { Ok(got) }
+                })
+                .await
             });
         }
         tasks

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::recorder::MAX_BYTES_OF_TRANSACTION;
 use super::*;
 use crate::entity::{Definition, Entity, Shape};
+use crate::key::{KeyColumn, KeyType};
 use crate::plan::{Cause, Effect};
 use crate::void::Void;
 use crate::void::glob::Glob;
@@ -255,4 +256,29 @@ fn nothing_is_recorded_while_nobody_watches() {
     tap.watched_until.store(1000 * 60 * 60, Ordering::Relaxed);
     transaction(&mut recorder, 2, 0, 3);
     assert_eq!(tap.ring.lock().events.len(), 3);
+}
+
+/// It comes when later transactions are recorded already, and is told before them, to whoever has seen what is applied.
+#[test]
+fn what_lookups_find_is_told_behind_its_change() {
+    let tap = tap();
+    let mut recorder = recorder(&tap, 2);
+    for end in [3, 5, 9] {
+        transaction(&mut recorder, end, 0, 1);
+    }
+    let (seen, then) = tap.look(at(&tap, 0), None, lsn(3));
+    assert_eq!((seen.next, then), (at(&tap, 1), Then::Applied(lsn(5))));
+    let column = KeyColumn { name: "k".into(), type_oid: 0, key_type: KeyType::Text, cast: String::new() };
+    let shape = Shape { key: vec![column], ..Shape::unknown(0) };
+    let quiet = Entity::new(1, Definition::rows("quiet", "public", "quiet"), "p:", shape);
+    let found = |lsn| (1, Lsn::from_u64(lsn), quiet.key("x").unwrap());
+    // What ended before the session began is applied, and was told then.
+    witness(tap.clone(), entities(), lsn(2))(&[found(5), found(2)]);
+    let (answer, _) = tap.look(seen.next, None, lsn(9));
+    let told = json(&answer).into_iter().map(|event| (event["lsn"].clone(), event["op"].clone())).collect::<Vec<_>>();
+    let wanted = [("0/5", "update"), ("0/5", "found"), ("0/9", "update")];
+    assert_eq!(told, wanted.map(|(lsn, op)| (lsn.into(), op.into())));
+    let (answer, _) = tap.look(seen.next, Some(1), lsn(9));
+    let effect = json!({ "entity": "quiet", "key": "x", "effect": "void", "cause": "lookup" });
+    assert_eq!((answer.events.len(), &json(&answer)[0]["effects"]), (1, &json!([effect])));
 }
