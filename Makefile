@@ -1,6 +1,7 @@
 # `make` lists the targets. All use one build (the dev profile), except bench.
 
 CARGO ?= cargo
+export CARGO
 # Arguments for the demo: make demo ARGS="--seconds 30"
 ARGS ?=
 # How long `make soak` goes on, in seconds, and the seed of its faults: by default another one each time.
@@ -31,8 +32,9 @@ demo: servers ## Start private servers and walcache, and show live what happens
 test: servers ## Everything CI runs
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
-	$(LIMIT) $(CARGO) test
-	WALCACHE_TEST_PLUGIN=wal2json $(LIMIT) $(CARGO) test --test it -- $(ANY_STREAM:%=--skip %::)
+	$(LIMIT) $(CARGO) test --lib --bins --test model
+	scripts/test-it
+	WALCACHE_TEST_PLUGIN=wal2json scripts/test-it $(ANY_STREAM:%=--skip %::)
 	$(CARGO) run --quiet -- demo --seconds 10
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	else echo "cargo-deny is not installed: licenses and advisories not checked"; fi
@@ -47,7 +49,7 @@ test-matrix: servers ## The integration tests with every supported version of th
 	        valkey) set -- WALCACHE_REDIS_SERVER=$(CURDIR)/target/servers/valkey/valkey-server ;; \
 	        *) set -- WALCACHE_PG_BINDIR=$(CURDIR)/target/servers/postgres-$$version/bin ;; \
 	    esac; \
-	    env "$$@" $(LIMIT) $(CARGO) test --test it -- $(ARGS) || exit 1; \
+	    env "$$@" scripts/test-it $(ARGS) || exit 1; \
 	done
 
 check: ## The quick loop while editing: format, lints, unit tests

@@ -150,6 +150,19 @@ async fn a_locked_table_takes_no_more_than_its_share() {
     let scene = scene("capped", 10_000, TIMEOUT).await;
     let holder = scene.stage.sql().await;
     holder.batch_execute("BEGIN; LOCK TABLE crowded IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    // The cap is reached before the crowd comes: how many keys its fills would have depends on who comes first.
+    let mut full = JoinSet::new();
+    for (fill, keys) in [5001..5017, 5017..5033, 5033..5049].into_iter().enumerate() {
+        let (http, keys) = (scene.http.clone(), json!({ "keys": keys.collect::<Vec<i32>>() }));
+        full.spawn(async move { http.post("/v1/crowded/batch", &keys, &[]).await.expect(200) });
+        eventually("have the fill wait for the lock", || async {
+            let metrics = scene.daemon.admin().get("/metrics").await.text();
+            let under_way = (gauge(&metrics, "walcache_fills_running"), queries(&scene.sql).await);
+            let wanted = (16.0 * (fill + 1) as f64, fill as i64 + 1);
+            if under_way == wanted { Ok(()) } else { Err(format!("{under_way:?}")) }
+        })
+        .await;
+    }
     let stop = CancellationToken::new();
     let watching = watch(&scene.daemon, scene.stage.sql().await, stop.clone());
     let calm = calm_reader(scene.http.clone(), stop.clone());
@@ -184,7 +197,13 @@ async fn a_locked_table_takes_no_more_than_its_share() {
         "{peak:?}"
     );
     assert!(peak.keys >= SHARE && peak.queries >= CONNECTIONS, "the cap was not reached: {peak:?}");
-    assert!(late <= 2 * SHARE as usize, "{late} reads were started");
+    // Some come so late that their time is not over when that of the first ones is.
+    assert!(late < items.len() / 4, "{late} reads were started");
+    while let Some(held) = full.join_next().await {
+        let held = held.unwrap().json();
+        let given_up = held["items"].as_array().unwrap().iter().all(|item| item["status"] == 503);
+        assert!(given_up, "{held}");
+    }
     // Who had to wait for the crowd would wait for as long as that does.
     assert!(p99 < TIMEOUT / 2, "{p99:?}");
     let metrics = scene.daemon.admin().get("/metrics").await.text();

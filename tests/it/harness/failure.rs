@@ -8,6 +8,9 @@ use std::thread;
 /// How much of a message is told at once; a log of a daemon may be part of it.
 const MOST_CHARACTERS: usize = 2000;
 
+/// Begins the message where an answer, or what is cached, was wrong. `scripts/test-it` tries no such test again.
+pub const INCONSISTENT: &str = "INCONSISTENT: ";
+
 /// From now on, a line on standard error says where and why a test panics. The test runner shows that only when all tests
 /// are over, some ten minutes later, or never, if it is stopped before.
 pub fn tell_at_once() {

@@ -13,6 +13,7 @@ use redis::{AsyncConnectionConfig, Client, Value as Reply};
 use serde_json::Value;
 use walcache::lsn::Lsn;
 
+use super::failure::INCONSISTENT;
 use super::histories::{Claim, Kind, Violation};
 use super::load::{Load, assert_none};
 use super::shop::Shop;
@@ -144,7 +145,7 @@ impl Shop {
     pub async fn equals_postgres(&self, daemon: &Daemon) -> Compared {
         let (compared, violations) = self.compare(daemon).await;
         assert_none(&violations);
-        assert_eq!(daemon.audit_findings().await, 0.0, "the auditor has found something");
+        assert_eq!(daemon.audit_findings().await, 0.0, "{INCONSISTENT}the auditor has found something");
         compared
     }
 

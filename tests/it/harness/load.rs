@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use walcache::lsn::Lsn;
 
+use super::failure::INCONSISTENT;
 use super::histories::{Histories, Violation};
 use super::shop::Shop;
 use super::{Daemon, Http, Stage, eventually};
@@ -204,7 +205,7 @@ impl Load {
 #[track_caller]
 pub fn assert_none(violations: &[Violation]) {
     let shown: Vec<String> = violations.iter().take(5).map(ToString::to_string).collect();
-    assert!(violations.is_empty(), "{} violations, among them:\n{}", violations.len(), shown.join("\n"));
+    assert!(violations.is_empty(), "{INCONSISTENT}{} violations, among them:\n{}", violations.len(), shown.join("\n"));
 }
 
 fn at_least(now: u64, goal: u64) -> Result<(), String> {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use redis::AsyncCommands;
 use tokio_postgres::Client;
 
+use super::failure::INCONSISTENT;
 use super::scene::{Scene, Stored};
 use crate::harness::config::Entity;
 
@@ -84,7 +85,7 @@ impl<'a> Oracle<'a> {
                 }
             }
         }
-        assert!(wrong.is_empty(), "{} differ from Postgres:\n{}", wrong.len(), wrong.join("\n"));
+        assert!(wrong.is_empty(), "{INCONSISTENT}{} differ from Postgres:\n{}", wrong.len(), wrong.join("\n"));
         compared
     }
 

@@ -19,6 +19,16 @@ fn config(config: Config) -> Config {
     config.entity(item().set("hot_set", 20).set("warm", warm(json!({"on": ["generation"], "limit": 50, "rate": 50}))))
 }
 
+/// Waits until what others have kept is known: before that, nothing is kept. The entity of `notes` tells: its first row is warmed
+/// then.
+async fn know(daemon: &Daemon) {
+    ended(daemon, "note", |job| job["trigger"] == "start").await;
+}
+
+fn note() -> Entity {
+    Entity::new("note", "public.notes").set("warm", warm(json!({"on": ["start"], "limit": 1})))
+}
+
 /// Redis is emptied. The hot keys come before the walk, which begins at the other end.
 #[tokio::test]
 async fn after_redis_was_emptied() {
@@ -55,7 +65,9 @@ async fn after_redis_was_emptied() {
 /// It outlives the process, and is checked before it is believed.
 #[tokio::test]
 async fn across_a_restart() {
-    let mut scene = Scene::open("hot_restart", SCHEMA, |config| config.entity(item().set("hot_set", 20))).await;
+    let mut scene =
+        Scene::open("hot_restart", SCHEMA, |config| config.entity(item().set("hot_set", 20)).entity(note())).await;
+    know(&scene.daemon).await;
     let hot: Vec<u64> = (301..=320).collect();
     read_often(&scene.http, &hot).await;
     assert!(scene.daemon.terminate().await.success());
@@ -133,7 +145,7 @@ async fn of_all_entities_before_any_walk() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn not_lost_before_it_is_known() {
     let mut shop = Shop::of("hot_behind", 8, Hidden::postgres(), RedisOptions::new()).await;
-    shop.config = shop.config.clone().entity(item().set("hot_set", 20));
+    shop.config = shop.config.clone().entity(item().set("hot_set", 20)).entity(note());
     shop.stage.execute(SCHEMA).await;
     let done = cli(&shop.config, &["setup", "--apply"], &[]).await;
     assert!(done.status.success(), "{done:?}");
@@ -142,6 +154,7 @@ async fn not_lost_before_it_is_known() {
         async || -> String { redis::cmd("GET").arg("~walcache:hot:item").query_async(&mut l2).await.unwrap() };
 
     let daemon = shop.daemon().await;
+    know(&daemon).await;
     read_often(&daemon.http(), &(301..=320).collect::<Vec<u64>>()).await;
     let hidden = Hidden::write(&shop, &daemon, &["UPDATE items SET n = 1 WHERE id = 1"]).await;
     assert!(daemon.terminate().await.success());
