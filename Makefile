@@ -15,9 +15,10 @@ MATRIX ?= 14 15 16 17 18 valkey
 # Tests wait for servers more than they compute.
 export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 # Tests in which it does not matter what the stream is made of.
-ANY_STREAM := abuse audit away claim cli clocks compression crash explain fill_cap freshness herd history::judged \
-              history::left_out http keys lookups outage overtaken parts projection redis_faults redis_network renewals \
-              resync sandbox secrets voids::operate voids::patterns warming words
+ANY_STREAM := abuse audit away claim cli clocks compression crash dry_run explain failover fill_cap freshness herd \
+              history::judged history::left_out http keepalive keys lookups outage overtaken parts projection \
+              redis_faults redis_network renewals resync sandbox secrets shutdown slot_faults starts voids::operate \
+              voids::patterns warming words
 # A test that hangs is to fail, not to stall. (macOS has no `timeout`.)
 LIMIT := $(shell command -v timeout >/dev/null && echo timeout --kill-after 30 45m)
 

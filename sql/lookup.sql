@@ -1,4 +1,4 @@
--- The keys that a rule's lookup gives, as text; no more than {limit}.
+-- The keys that a rule's lookup gives, as text; no more than {limit} rows, of which some may be NULL.
 SELECT {columns}
   FROM (
 {lookup}

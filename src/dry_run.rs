@@ -230,9 +230,8 @@ async fn tell(lookups: &mut Lookups<'_>, effect: Effect, told: &mut IndexSet<Con
         Effect::Put { entity, key, .. } | Effect::Merge { entity, key, .. } => (entity, Some([key].into()), "put"),
         Effect::Delete { entity, key, .. } => (entity, Some([key].into()), "void"),
         Effect::Lookup { entity, rule, values } => {
-            let found = lookups.run(entity, rule, values).await?;
-            // More than that void the whole entity.
-            (entity, Some(found).filter(|found| found.len() <= lookup::MAX_KEYS), "void")
+            // More than are looked at void the whole entity.
+            (entity, lookups.run(entity, rule, values).await?, "void")
         }
         Effect::Raise { entity } | Effect::Discard { entity, .. } | Effect::Moved { entity } => (entity, None, "void"),
         Effect::Void(_) | Effect::Reshape { .. } | Effect::LookAround => return Ok(()),
@@ -263,8 +262,8 @@ struct Lookups<'a> {
 
 /// The changed row's values that a lookup is given.
 type Values = Vec<Option<Vec<u8>>>;
-/// Keys in Redis.
-type Keys = Arc<[Vec<u8>]>;
+/// Keys in Redis; `None` if there are more than are looked at.
+type Keys = Option<Arc<[Vec<u8>]>>;
 
 impl Lookups<'_> {
     async fn run(&mut self, probe: usize, rule: usize, values: Values) -> Result<Keys, DryRunError> {
@@ -289,9 +288,10 @@ impl Lookups<'_> {
         for row in &rows {
             keys.extend(lookup::key(entity, row)?.map(|key| key.redis().as_bytes().to_vec()));
         }
-        let keys = Keys::from(keys);
-        if self.kept + keys.len() <= MAX_EFFECTS {
-            self.kept += keys.len();
+        let count = keys.len();
+        let keys = (rows.len() <= lookup::MAX_KEYS).then(|| keys.into());
+        if self.kept + count <= MAX_EFFECTS {
+            self.kept += count;
             self.found.insert(asked, keys.clone());
         }
         Ok(keys)

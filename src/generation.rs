@@ -13,8 +13,8 @@ impl Generation {
         Lsn::from_u64(self.0).hex16()
     }
 
-    /// Reads back what [`Generation::hex16`] wrote.
+    /// Reads back what [`Generation::hex16`] wrote. What no sequence of Postgres can give is none.
     pub fn from_hex16(digits: &[u8]) -> Option<Self> {
-        Lsn::from_hex16(digits).map(|n| Generation(n.as_u64()))
+        Lsn::from_hex16(digits).map(|n| Generation(n.as_u64())).filter(|n| i64::try_from(n.0).is_ok())
     }
 }

@@ -291,7 +291,7 @@ impl<S: Leadership> Warming<S> {
                 Some(_) = running.join_next(), if !running.is_empty() => {}
                 _ = tick.tick() => {
                     self.look(&mut seen).await;
-                    if memorized.elapsed() >= MEMORIZE {
+                    if memorized.elapsed() >= MEMORIZE && self.standing.leads() {
                         memorized = Instant::now();
                         self.parts.hot.fade();
                         self.memorize(seen.as_deref()).await;
@@ -301,7 +301,8 @@ impl<S: Leadership> Warming<S> {
             self.parts.metrics.jobs(running.len());
         }
         self.jobs.lock().iter().flatten().for_each(|job| job.cancel.cancel());
-        // While connections to L2 are still there.
+        // While connections to L2 are still there. The stream may have ended already: then this instance leads no more, and nobody
+        // else did when it was looked last.
         let farewell = async {
             self.memorize(seen.as_deref()).await;
             while running.join_next().await.is_some() {}
@@ -313,7 +314,7 @@ impl<S: Leadership> Warming<S> {
     /// nothing has changed, for notes are forgotten that nobody renews.
     async fn memorize(&self, seen: Option<&[Seen]>) {
         let l2 = self.parts.hierarchy.l2.as_ref();
-        let Some((l2, seen)) = l2.zip(seen).filter(|_| self.standing.leads()) else { return };
+        let Some((l2, seen)) = l2.zip(seen) else { return };
         for entity in &self.parts.hierarchy.entities {
             memory::keep(l2, &self.parts.hot, entity).await;
         }

@@ -234,6 +234,7 @@ async fn claim_within<L>(l2: &Arc<L2>, scripts: &Scripts, start: &Start<'_, L>) 
         match attempt {
             Err(ApplyError::L2(e)) => {
                 start.outage.failed();
+                l2.refused(&e);
                 if !said {
                     warn!(error = %e, "claim L2: trying again until it answers");
                     said = true;

@@ -96,10 +96,10 @@ impl<L: LookUpShape> Applier<L> {
                 // Another leads, and tells nobody of the generations that it starts.
                 l2.distrust();
             }
-            ApplyError::L2(_) => {
+            ApplyError::L2(error) => {
                 self.outage.failed();
-                // The readers' connection may lead to the same server: one that failed over, or has become a replica.
-                l2.give_up();
+                // The readers' connection may lead to the same server, which has failed over, perhaps.
+                l2.refused(error);
             }
             _ => {}
         }

@@ -163,6 +163,17 @@ impl L2 {
         }
     }
 
+    /// A write, or a claim, has failed. The readers' connection is given up; and where the server has become a replica, which
+    /// answers reads, it is not proved again before the next claim: its data will be another's, behind connections that stand.
+    pub fn refused(&self, error: &RedisError) {
+        // Before Redis 7, the code of what a script meets is part of the message.
+        if error.code() == Some("READONLY") || error.detail().is_some_and(|detail| detail.contains("READONLY")) {
+            self.distrust();
+        } else {
+            self.give_up();
+        }
+    }
+
     /// Whether L2 is read.
     pub fn is_trusted(&self) -> bool {
         self.connection.load().is_some()
@@ -199,7 +210,6 @@ impl L2 {
                         if self.claimed.load(Ordering::Acquire) != epoch {
                             continue;
                         }
-                        // Another leader may have found that this server lost writes, and started a new generation since.
                         hierarchy.load(&fence);
                         self.connection.store(Some(Arc::new(connection)));
                     }
@@ -215,7 +225,9 @@ impl L2 {
                     warn!("L2 is bypassed: its connection broke or it lost writes");
                     continue;
                 }
-                Ok(None) if !said => warn!("L2 is bypassed: its fence is missing or older than what was acknowledged"),
+                Ok(None) if !said => warn!(
+                    "L2 is bypassed: its fence is missing, older than what was acknowledged, or another instance's"
+                ),
                 Err(e) if !said => warn!(error = %e, "L2 is bypassed: it cannot be reached"),
                 _ => {}
             }
@@ -237,8 +249,9 @@ impl L2 {
         let cmd = redis::cmd("HGETALL").arg(&self.fence_key).take();
         let fence: HashMap<String, Vec<u8>> = cmd.query_async(&mut connection).await?;
         let number = |field: &str| fence.get(field).and_then(|digits| Lsn::from_hex16(digits));
+        // A higher epoch is that of another instance, which tells nobody of the shapes for which it starts generations.
         let proved = number("done").is_some_and(|done| done >= acknowledged)
-            && number("epoch").is_some_and(|stands| stands.as_u64() >= epoch);
+            && number("epoch").is_some_and(|stands| stands.as_u64() == epoch);
         if !proved {
             return Ok(None);
         }

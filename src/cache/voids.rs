@@ -42,6 +42,10 @@ const TAG: &str = "tag:";
 const ENTITY: &str = "void:";
 const PATTERN: &str = "glob:";
 
+/// How long it is tried to match a key with one pattern, in steps of nanoseconds: odd patterns, of which anybody may give many
+/// who can write to the database, would else keep the readers of long keys waiting.
+const MAX_STEPS: usize = 1 << 16;
+
 /// A pattern, and the end LSN of the transaction that voided what matches it.
 pub type Pattern = (Arc<Glob>, Lsn);
 
@@ -97,7 +101,7 @@ impl EntityVoids {
         let surplus = patterns.len().saturating_sub(MAX_PATTERNS);
         let replaced: Vec<Pattern> = patterns.drain(..surplus).collect();
         if let Some((_, c)) = replaced.last() {
-            // Before they are gone from the list.
+            // Before they are gone from the list: a reader looks at the list first.
             self.floor.fetch_max(c.as_u64(), Ordering::AcqRel);
         }
         self.patterns.store(Arc::new(patterns));
@@ -107,9 +111,12 @@ impl EntityVoids {
 
     /// What a key's entry must have seen at least.
     fn floor(&self, full: &[u8]) -> Lsn {
+        // In this order: see `add`.
+        let patterns = self.patterns.load();
         let mut floor = self.floor.load(Ordering::Acquire);
-        for (glob, c) in self.patterns.load().iter() {
-            if c.as_u64() > floor && glob.matches(full) {
+        for (glob, c) in patterns.iter() {
+            // What takes too long is voided: that costs a miss.
+            if c.as_u64() > floor && glob.matches_within(full, MAX_STEPS).unwrap_or(true) {
                 floor = c.as_u64();
             }
         }
@@ -357,5 +364,48 @@ mod tests {
         // What is fetched from now on, the sweep has left there.
         let after = voids.swept(&entity);
         assert!(stands(old, after));
+    }
+
+    /// A pattern that gives way to newer ones is the floor before it is gone from the list: no reader misses it in between.
+    #[test]
+    fn a_pattern_that_becomes_the_floor_is_not_missed() {
+        const ROUNDS: usize = 2000;
+        let (of, added) = (EntityVoids::default(), AtomicU64::new(0));
+        let glob = |text: String| Arc::new(Glob::parse(&text).unwrap());
+        let others: Vec<_> = (0..MAX_PATTERNS).map(|n| glob(format!("item:other{n}"))).collect();
+        std::thread::scope(|scope| {
+            let adding = scope.spawn(|| {
+                let (own, mut lsns) = (glob("item:1".to_owned()), (1..).map(Lsn::from_u64));
+                for _ in 0..ROUNDS {
+                    let c = lsns.next().unwrap();
+                    of.add(&own, c);
+                    added.store(c.as_u64(), Ordering::Release);
+                    for other in &others {
+                        of.add(other, lsns.next().unwrap());
+                    }
+                }
+            });
+            while !adding.is_finished() {
+                let seen = Lsn::from_u64(added.load(Ordering::Acquire));
+                let floor = of.floor(b"item:1");
+                assert!(floor >= seen, "{floor} is below {seen}");
+            }
+        });
+    }
+
+    #[test]
+    fn odd_patterns_keep_no_reader_waiting() {
+        let entity = Arc::new(Entity::new(0, Definition::rows("doc", "public", "docs"), "p:", Shape::unknown(0)));
+        let (entities, voids, c) = (vec![entity.clone()], Voids::new(1), Lsn::from_u64(20));
+        for n in 0..MAX_PATTERNS {
+            let glob = Arc::new(Glob::parse(&format!("doc:*{}b{n}", "a".repeat(900))).unwrap());
+            voids.raise(&entities, [(&Void::Pattern { entity: 0, glob }, c)].into_iter());
+        }
+        let key = format!("p:doc:{}", "a".repeat(16 * 1024));
+        let began = std::time::Instant::now();
+        assert_eq!(voids.floor(&entity, &key), c, "what takes too long is voided");
+        // Less than for one of them to its end, and 64 were tried.
+        assert!(began.elapsed() < std::time::Duration::from_secs(2), "{:?}", began.elapsed());
+        assert_eq!(voids.floor(&entity, "p:doc:b"), Lsn::ZERO);
     }
 }

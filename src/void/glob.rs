@@ -128,10 +128,17 @@ impl Glob {
 
     /// Whether a key matches.
     pub fn matches(&self, key: &[u8]) -> bool {
+        self.matches_within(key, usize::MAX) == Some(true)
+    }
+
+    /// Whether a key matches; `None` if that is not known after so many steps.
+    pub fn matches_within(&self, key: &[u8], steps: usize) -> Option<bool> {
+        let mut left = steps;
         let (mut at, mut token) = (0, 0);
         // Where the last run began: the token after it, and the first byte that it does not take.
         let mut run: Option<(usize, usize)> = None;
         while at < key.len() {
+            left = left.checked_sub(1)?;
             match self.tokens.get(token) {
                 Some(Token::Run) => {
                     token += 1;
@@ -147,11 +154,11 @@ impl Glob {
                         *taken += 1;
                         (token, at) = (*after, *taken);
                     }
-                    None => return false,
+                    None => return Some(false),
                 },
             }
         }
-        self.tokens[token..].iter().all(|token| *token == Token::Run)
+        Some(self.tokens[token..].iter().all(|token| *token == Token::Run))
     }
 
     /// Whether any key that begins with `start` can match: [`Glob::reach`] is not none. Takes no longer than `start`.

@@ -127,6 +127,12 @@ async fn a_flood_of_connections() {
     const MOST: usize = 16;
     let shop = shop("abuse_flood", MOST as i64).await;
     let daemon = shop.daemon().await;
+    // The flood is answered from L1, and opens nothing but itself.
+    eventually("be in L1", || async {
+        let response = daemon.http().get("/v1/counter/1").await;
+        if response.header("x-cache") == "HIT-L1" { Ok(()) } else { Err(format!("{response:?}")) }
+    })
+    .await;
     let before = sockets(&daemon);
     let stop = CancellationToken::new();
     let watch = tokio::spawn({

@@ -128,7 +128,14 @@ async fn what_is_wrong_in_l1_is_found_in_the_background() {
         plant_in_l1(&scene, 5, n).await.ok_or("found in Redis before it was read")
     })
     .await;
-    let line = eventually("find it", || async { finding(&scene.daemon, "l1", "5") }).await;
+    let line = eventually("find it", || async {
+        // What was wrong in Redis for a moment may have been found there, and dropped from both.
+        if scene.get("item/5").await.expect(200).json()["n"] != 7770777 {
+            plant_in_l1(&scene, 5, n.fetch_add(1, std::sync::atomic::Ordering::Relaxed)).await;
+        }
+        finding(&scene.daemon, "l1", "5")
+    })
+    .await;
     shows_both_labels(&line);
     let last = n.load(std::sync::atomic::Ordering::Relaxed) - 1;
     eventually("serve what is right", || async {

@@ -359,6 +359,8 @@ async fn a_message_of_a_hundred_megabytes_in_bounded_memory() {
     let mut shop =
         Shop::with("command_huge", PostgresOptions::new().setting("max_wal_size", "2GB"), RedisOptions::new()).await;
     shop.config = shop.config.set("source", "max_message", "4MiB").set("l1", "max_size", "16MiB");
+    // The stream is silent while it is read, and once only.
+    shop.config = shop.config.set("source", "dead_after", "30s").set("freshness", "stale_after", "60s");
     let sql = shop.sql().await;
     sql.batch_execute("INSERT INTO counters VALUES (1, 1)").await.unwrap();
     let daemon = shop.daemon().await;

@@ -65,7 +65,8 @@ async fn what_stands_where_and_why() {
         "agrees",
         &["L2 and Postgres agree", "L1 holds an entry that is not served: it was fetched when W"],
     );
-    assert!(fenced["l1"]["cell"].as_str() > fenced["l1"]["labels"]["lo"].as_str(), "{fenced}");
+    let lsn = |text: &Value| text.as_str().unwrap().parse::<walcache::lsn::Lsn>().unwrap();
+    assert!(lsn(&fenced["l1"]["cell"]) > lsn(&fenced["l1"]["labels"]["lo"]), "{fenced}");
 
     set(&scene, &["item:2", "{\"lease\":\"00000000deadbeef\"}", "PX", "60000"]).await;
     judged(&explain(&scene, "item/2").await, "nothing", "lease", &["a lease stands in L2: somebody is filling"]);

@@ -137,6 +137,12 @@ async fn a_thousand_readers_while_others_write() {
             writes
         }
     });
+    eventually("be written", || async {
+        let query = "SELECT coalesce(max(version), 0) FROM counters WHERE id = 60";
+        let writes: i64 = sql.query_one(query, &[]).await.unwrap().get(0);
+        if writes > 10 { Ok(writes) } else { Err(writes) }
+    })
+    .await;
     let before = rows_read(&sql).await;
     let answers = answers(send(&daemon, READERS, "/v1/counter/1").await).await;
     stop.cancel();

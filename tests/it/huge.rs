@@ -19,6 +19,7 @@ async fn shop(name: &str) -> Shop {
     let mut shop = Shop::new(name).await;
     shop.config = shop
         .config
+        .set("source", "dead_after", "30s")
         .set("apply", "max_transaction_bytes", "64KiB")
         .set("apply", "max_batch_bytes", "64KiB")
         .set("apply", "script_keys", 16);
@@ -172,6 +173,7 @@ async fn patient(name: &str) -> Shop {
     let config = shop.config.set("source", "status_interval", "500ms").set("source", "dead_after", "30s");
     shop.config = config
         .set("l2", "response_timeout", "30s")
+        .set("freshness", "stale_after", "60s")
         // Tens of megabytes are read, without optimization.
         .set("source", "fill_timeout", "25s")
         .set("l2", "lease_ttl", "30s")

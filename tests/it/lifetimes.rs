@@ -239,10 +239,7 @@ async fn a_column_that_is_named_later_counts_from_then_on() {
     }
     for column in [None, Some("at")] {
         assert!(scene.daemon.terminate().await.success());
-        scene.config = with(
-            scene.stage.config().set("freshness", "stale_after", "60s").set("l2", "response_timeout", "10s"),
-            column,
-        );
+        scene.config = with(scene.stage.config().set("freshness", "stale_after", "60s"), column);
         scene.daemon = crate::harness::Daemon::start(&scene.config).await;
         scene.daemon.wait_ready().await;
         scene.http = scene.daemon.http();

@@ -83,7 +83,6 @@ impl Market {
             .set("apply", "max_lookup_distance", "4GiB")
             // Daemons are paused while others write.
             .set("source", "dead_after", "60s")
-            .set("l2", "response_timeout", "10s")
             .entity(entity);
         let setup = cli(&config, &["setup", "--apply"], &[]).await;
         assert!(setup.status.success(), "{setup:?}");
@@ -142,7 +141,12 @@ impl Market {
         for customer in 1..=10 {
             let truth: Value = serde_json::from_str(sql.query_one(query, &[&customer]).await.unwrap().get(0)).unwrap();
             for entity in entities {
-                let response = daemon.http().get(&format!("/v1/{entity}/{customer}")).await.expect(200);
+                // A busy machine may keep a read waiting for too long.
+                let response = eventually("be answered", || async {
+                    let response = daemon.http().get(&format!("/v1/{entity}/{customer}")).await;
+                    if response.status == 503 { Err(format!("{response:?}")) } else { Ok(response.expect(200)) }
+                })
+                .await;
                 assert_eq!(response.json(), truth, "{entity}, customer {customer}: {response:?}");
             }
         }
@@ -302,8 +306,14 @@ async fn the_watermark_does_not_starve() {
         })
         .collect();
     let sql = market.stage.sql().await;
-    for _ in 0..30 {
+    for pass in 0..30_i64 {
         // While the writers go on.
+        let written = "SELECT sum(version) - 50 FROM products";
+        eventually("write", || async {
+            let writes: i64 = sql.query_one(written, &[]).await.unwrap().get(0);
+            if writes > 4 * pass { Ok(()) } else { Err(writes) }
+        })
+        .await;
         daemon.wait_applied(current_lsn(&sql).await).await;
         bought(&daemon.http(), 1).await;
     }
@@ -317,5 +327,6 @@ async fn the_watermark_does_not_starve() {
     let rounds = metric(&daemon, "walcache_lookup_round_seconds_count").await;
     let seconds = metric(&daemon, "walcache_lookup_round_seconds_sum").await;
     println!("{writes} writes, {rounds} rounds of {:.2} ms", 1000.0 * seconds / rounds);
-    assert!(rounds >= 30.0 && writes >= 30, "{rounds} rounds, {writes} writes");
+    // What is written together is looked up together.
+    assert!(rounds >= 10.0 && writes >= 30, "{rounds} rounds, {writes} writes");
 }

@@ -87,7 +87,7 @@ async fn paused_hits_go_on_and_all_is_well_afterwards() {
     let daemon = shop.daemon().await;
     let http = daemon.http();
     for id in 0..10 {
-        http.get(&format!("/v1/counter/{id}")).await.expect(200);
+        http.warm(&format!("/v1/counter/{id}")).await;
     }
     shop.stage.postgres.pause().await.unwrap();
     for id in 0..10 {

@@ -21,7 +21,9 @@ async fn reported(sql: &Client) -> Option<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn away_for_a_while() {
-    let shop = Shop::new("redis_away").await;
+    let mut shop = Shop::new("redis_away").await;
+    // However long that takes.
+    shop.config = shop.config.set("l2", "max_backlog_age", "10m");
     let sql = shop.sql().await;
     let daemon = shop.daemon().await;
     let http = daemon.http();

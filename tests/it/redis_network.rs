@@ -203,7 +203,7 @@ async fn silent_at_each_step_of_connecting() {
 async fn answers_just_within_the_limit() {
     let (mut shop, proxy) = through_proxy("redis_slow").await;
     // With some room for a busy machine.
-    shop.config = shop.config.set("l2", "response_timeout", "4s").set("l2", "connect_timeout", "8s");
+    shop.config = shop.config.set("l2", "response_timeout", "8s").set("l2", "connect_timeout", "16s");
     let sql = shop.sql().await;
     let daemon = shop.daemon().await;
     let http = daemon.http();

@@ -55,7 +55,10 @@ async fn ends_in_order_under_load() {
         let redis::Value::BulkString(done) = raw.run(&["HGET", "~walcache:fence", "done"]).await.unwrap() else {
             panic!("no `done` in the fence");
         };
-        assert_eq!(Some(confirmed), Lsn::from_hex16(&done), "confirmed and done");
+        let done = Lsn::from_hex16(&done).unwrap();
+        // A server that takes too long to end the stream is not waited for, and may not have read the last report.
+        let is_told = !daemon.log().contains("the stream ended with an error while stopping");
+        assert!(confirmed == done || confirmed < done && !is_told, "confirmed {confirmed}, done {done}");
         shop.contains(confirmed).await;
         load.writes(20).await;
         load.stop().await;
@@ -141,7 +144,7 @@ async fn while_postgres_hangs() {
     let sql = shop.sql().await;
     shop.put(&sql, 1, 1).await;
     let mut daemon = shop.daemon().await;
-    daemon.http().get("/v1/counter/1").await.expect(200);
+    daemon.http().warm("/v1/counter/1").await;
     let http = daemon.http_address().to_owned();
     shop.stage.postgres.pause().await.unwrap();
     let miss = ask(&daemon, "/v1/counter/2").await;

@@ -23,7 +23,9 @@ async fn outrun(shop: &Shop, sql: &Client) {
             .await
             .unwrap();
         let query = "SELECT wal_status FROM pg_replication_slots WHERE slot_name = $1";
-        match sql.query_one(query, &[&shop.stage.name]).await.unwrap().get::<_, Option<&str>>(0) {
+        // There is none for a moment where the daemon makes it anew: then that one is to be lost.
+        let slot = sql.query_opt(query, &[&shop.stage.name]).await.unwrap();
+        match slot.as_ref().and_then(|slot| slot.get::<_, Option<&str>>(0)) {
             Some("lost") => Ok(()),
             other => Err(format!("{other:?}")),
         }

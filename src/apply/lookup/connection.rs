@@ -152,8 +152,8 @@ impl Connection {
         self.client.batch_execute("COMMIT").await.map_err(LookupError::Refused)
     }
 
-    /// Runs lookups in their order until one fails, and says which. Gives what each finds, at most `limit` keys, to `found` with
-    /// the lookup's place, until that returns `false`.
+    /// Runs lookups in their order until one fails, and says which. Gives what each finds to `found` with the lookup's place, until
+    /// that returns `false`: how many rows, `limit` at most, and the keys of those that have one.
     ///
     /// # Errors
     /// With the place of the lookup that has failed. Where the database has refused it, the round can be mended.
@@ -163,7 +163,7 @@ impl Connection {
         lookups: &[(Lookup, Lsn)],
         limit: usize,
         within: Duration,
-        mut found: impl FnMut(usize, Vec<EntryKey>) -> bool,
+        mut found: impl FnMut(usize, usize, Vec<EntryKey>) -> bool,
     ) -> Result<(), (usize, LookupError)> {
         let mut at = 0;
         let work = async {
@@ -187,7 +187,7 @@ impl Connection {
             while let Some((entity, rows)) = answers.next().await {
                 let rows = rows.map_err(LookupError::Refused)?;
                 let keys = rows.iter().filter_map(|row| key(&entities[entity], row).transpose());
-                if !found(at, keys.collect::<Result<_, _>>()?) {
+                if !found(at, rows.len(), keys.collect::<Result<_, _>>()?) {
                     break;
                 }
                 at += 1;

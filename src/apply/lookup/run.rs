@@ -15,7 +15,8 @@ use crate::lsn::Lsn;
 use crate::metrics::{ApplyMetrics, LookupVoid as Why};
 use crate::plan::Cause;
 
-/// Keys that the lookups of one entity may find for a batch.
+/// Rows of keys that the lookups of one entity may find for a batch. Those of no key count, too: whatever lies beyond the last
+/// row that is read may be one.
 pub const MAX_KEYS: usize = 10_000;
 
 impl Lookups {
@@ -29,11 +30,11 @@ impl Lookups {
             let mut over = None;
             let mut done = 0;
             spent.go_on(Instant::now());
-            let each = |i: usize, keys: Vec<EntryKey>| {
+            let each = |i: usize, rows: usize, keys: Vec<EntryKey>| {
                 let (lookup, lsn) = &now[i];
                 spent.on(lookup.entity, Instant::now());
                 let total = totals.entry(lookup.entity).or_default();
-                *total += keys.len();
+                *total += rows;
                 found.extend(keys.into_iter().map(|key| (lookup.entity, *lsn, key)));
                 done = i + 1;
                 over = (*total > MAX_KEYS).then_some(lookup.entity);

@@ -13,7 +13,7 @@ use crate::source::text::of_oid;
 
 const LOOKUP: &str = include_str!("../../../sql/lookup.sql");
 
-/// The statement of a rule's lookup, which gives at most `limit` keys, and the types of its parameters: those of the rule's
+/// The statement of a rule's lookup, which gives at most `limit` rows of keys, and the types of its parameters: those of the rule's
 /// columns. What else the server might take them for is not what `check` has looked at.
 ///
 /// # Errors

@@ -36,7 +36,28 @@ impl Fences {
         });
         Fences { port, asked, told }
     }
+
+    /// Whoever reads them: L2, its one entity, and the hierarchy.
+    fn reader(&self) -> (Arc<L2>, Arc<Entity>, Arc<Hierarchy>) {
+        let config = Config {
+            url: format!("redis://127.0.0.1:{}", self.port),
+            prefix: String::new(),
+            response_timeout: SECOND,
+            connect_timeout: SECOND,
+            lease_ttl: SECOND,
+            lease_wait: SECOND,
+        };
+        let l2 = Arc::new(L2::new(config).unwrap());
+        let entity = Arc::new(Entity::new(0, Definition::rows("item", "public", "items"), "", Shape::unknown(0)));
+        let (watermark, voids) = (Watermark::default(), Voids::new(1));
+        let entities = vec![entity.clone()];
+        let hierarchy = Hierarchy { entities, l1: None, l2: Some(l2.clone()), watermark, voids };
+        (l2, entity, Arc::new(hierarchy))
+    }
 }
+
+/// Long enough for anything here.
+const SECOND: Duration = Duration::from_secs(10);
 
 /// Answers commands, arrays of bulk strings, one after the other.
 async fn serve(
@@ -92,29 +113,12 @@ fn fence(epoch: u64, done: u64, more: &[(&'static str, u64)]) -> Vec<(&'static s
 async fn a_fence_counts_under_the_claim_under_which_it_was_read() {
     let before = fence(1, 5000, &[("tag:0007", 4000), ("void:item", 4000), ("glob:item:item:1*", 4000), ("gen", 90)]);
     let mut fences = Fences::start(vec![before, fence(2, 10, &[("tag:0008", 5)])]).await;
-    let second = Duration::from_secs(10);
-    let config = Config {
-        url: format!("redis://127.0.0.1:{}", fences.port),
-        prefix: String::new(),
-        response_timeout: second,
-        connect_timeout: second,
-        lease_ttl: second,
-        lease_wait: second,
-    };
-    let l2 = Arc::new(L2::new(config).unwrap());
-    let entity = Arc::new(Entity::new(0, Definition::rows("item", "public", "items"), "", Shape::unknown(0)));
-    let hierarchy = Arc::new(Hierarchy {
-        entities: vec![entity.clone()],
-        l1: None,
-        l2: Some(l2.clone()),
-        watermark: Watermark::default(),
-        voids: Voids::new(1),
-    });
+    let (l2, entity, hierarchy) = fences.reader();
     l2.claimed(1, Lsn::from_u64(5000));
     let stop = CancellationToken::new();
     let metrics = Arc::new(InstanceMetrics::new());
     let kept = tokio::spawn(l2.clone().keep_connected(hierarchy.clone(), metrics, stop.clone()));
-    let asked = async |fences: &mut Fences| tokio::time::timeout(second, fences.asked.recv()).await.unwrap();
+    let asked = async |fences: &mut Fences| tokio::time::timeout(SECOND, fences.asked.recv()).await.unwrap();
     assert_eq!(asked(&mut fences).await, Some(0));
     // It is on its way when the source fails over to another timeline.
     l2.distrust();
@@ -128,7 +132,7 @@ async fn a_fence_counts_under_the_claim_under_which_it_was_read() {
     assert_eq!(hierarchy.voids.floor(&entity, "item:2"), Lsn::ZERO);
     assert_eq!((hierarchy.voids.active(), entity.generation()), (0, Generation(2)));
     fences.told.add_permits(1);
-    tokio::time::timeout(second, async {
+    tokio::time::timeout(SECOND, async {
         while !l2.is_trusted() {
             tokio::task::yield_now().await;
         }
@@ -141,6 +145,36 @@ async fn a_fence_counts_under_the_claim_under_which_it_was_read() {
         Lsn::from_u64(5),
         "what it says now is loaded before it is trusted"
     );
+    stop.cancel();
+    kept.await.unwrap();
+}
+
+/// Another instance has claimed it since: what it has started generations for is not known here.
+#[tokio::test]
+async fn a_fence_of_another_instance_is_not_trusted() {
+    let theirs = || fence(2, 5000, &[("gen:item", 2)]);
+    let mut fences = Fences::start(vec![theirs(), theirs(), fence(3, 5000, &[])]).await;
+    let (l2, entity, hierarchy) = fences.reader();
+    l2.claimed(1, Lsn::from_u64(4000));
+    let stop = CancellationToken::new();
+    let metrics = Arc::new(InstanceMetrics::new());
+    let kept = tokio::spawn(l2.clone().keep_connected(hierarchy, metrics, stop.clone()));
+    fences.told.add_permits(1);
+    for connection in [0, 1] {
+        let asked = tokio::time::timeout(SECOND, fences.asked.recv()).await.unwrap();
+        assert_eq!(asked, Some(connection), "it is asked again, as it was not believed");
+    }
+    assert!(!l2.is_trusted());
+    assert_eq!(entity.generation(), Generation(0));
+    l2.claimed(3, Lsn::from_u64(5000));
+    fences.told.add_permits(2);
+    tokio::time::timeout(SECOND, async {
+        while !l2.is_trusted() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
     stop.cancel();
     kept.await.unwrap();
 }

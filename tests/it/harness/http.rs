@@ -11,7 +11,7 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::wait::WAIT_LIMIT;
+use super::wait::{WAIT_LIMIT, eventually};
 
 /// A client for one listener, with kept-alive connections; clones share them.
 #[derive(Debug, Clone)]
@@ -84,6 +84,17 @@ impl Http {
             Ok(Response { status: head.status, headers: head.headers, body })
         };
         timeout(WAIT_LIMIT, exchange).await.unwrap_or_else(|_| Err(format!("no response within {WAIT_LIMIT:?}")))
+    }
+}
+
+impl Http {
+    /// Reads until there is an answer: a limit that is short for what a test is about is short on a busy machine, too.
+    pub async fn warm(&self, path: &str) -> Response {
+        eventually("be answered", || async {
+            let response = self.get(path).await;
+            if response.status == 200 { Ok(response) } else { Err(format!("{response:?}")) }
+        })
+        .await
     }
 }
 

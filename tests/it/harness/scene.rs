@@ -56,8 +56,7 @@ impl Scene {
             .set("apply", "lookup_timeout", "30s")
             .set("apply", "lookup_hold", "60s")
             .set("apply", "max_lookup_distance", "4GiB")
-            .set("source", "fill_timeout", "10s")
-            .set("l2", "response_timeout", "10s");
+            .set("source", "fill_timeout", "10s");
         let config = configure(config);
         let setup = cli(&config, &["setup", "--apply"], &[]).await;
         assert!(setup.status.success(), "{setup:?}");

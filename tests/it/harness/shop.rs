@@ -147,7 +147,6 @@ pub fn brisk(config: Config) -> Config {
         .set("source", "reconnect_max", "300ms")
         .set("source", "dead_after", "3s")
         .set("source", "fill_timeout", "10s")
-        .set("l2", "response_timeout", "10s")
         .set("audit", "rate", 100)
 }
 

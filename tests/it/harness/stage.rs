@@ -106,9 +106,10 @@ impl Stage {
         self.redis.url_at(self.redis.port(), self.redis_database)
     }
 
-    /// A configuration for this stage without entities: slot and publication are named as the stage.
+    /// A configuration for this stage without entities: slot and publication are named as the stage. Redis does not pass for gone
+    /// because a busy machine keeps it waiting.
     pub fn config(&self) -> Config {
-        Config::new(&self.source_url(), &self.name, &self.name, &self.l2_url(), "")
+        Config::new(&self.source_url(), &self.name, &self.name, &self.l2_url(), "").set("l2", "response_timeout", "10s")
     }
 }
 

@@ -8,12 +8,13 @@ use super::*;
 use crate::harness::{Hidden, LONG_LIMIT, eventually_within, plugin, wait_for};
 
 /// As [`BOUGHT`]; but the lookup by product 7 fails, that by product 8 takes a minute, that by product 9 finds very many,
-/// those by products 10 and 11 more than half as many as may be, and that by product 12 ends its own connection.
+/// those by products 10 and 11 more than half as many as may be, that by product 12 ends its own connection, and that by product 13
+/// finds what is wanted after very many rows of no key.
 pub(super) fn odd() -> Entity {
     let lookup = "SELECT CASE WHEN $1 = 7 THEN 1 / ($1 - 7) WHEN $1 = 12 THEN pg_terminate_backend(pg_backend_pid())::int \
-        ELSE o.customer_id + g END FROM orders o \
+        WHEN $1 = 13 THEN CASE WHEN g = 20000 THEN o.customer_id END ELSE o.customer_id + g END FROM orders o \
         JOIN lines l ON l.order_id = o.id, \
-        generate_series(0, CASE WHEN $1 = 9 THEN 10000 WHEN $1 IN (10, 11) THEN 5999 ELSE 0 END) g, \
+        generate_series(0, CASE WHEN $1 = 9 THEN 10000 WHEN $1 IN (10, 11) THEN 5999 WHEN $1 = 13 THEN 20000 ELSE 0 END) g, \
         LATERAL (SELECT pg_sleep(CASE WHEN $1 = 8 THEN 60 ELSE 0 END)) s WHERE l.product_id = $1::int";
     let by = BOUGHT.rfind("SELECT o.customer_id").unwrap();
     let end = by + BOUGHT[by..].find('"').unwrap();
@@ -24,7 +25,7 @@ pub(super) fn odd() -> Entity {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lookups_that_fail() {
     let mut market = Market::on(Stage::shared("failing").await, odd()).await;
-    for (id, reason) in [(7, "failed"), (8, "late"), (9, "keys")] {
+    for (id, reason) in [(7, "failed"), (8, "late"), (9, "keys"), (13, "keys")] {
         // One that takes too long; the others may take as long as they do.
         let limit = if reason == "late" { "1s" } else { "30s" };
         market.config = market.config.set("apply", "lookup_timeout", limit);

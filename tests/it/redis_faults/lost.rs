@@ -217,3 +217,43 @@ async fn failed_over_to_a_replica_that_missed_writes() {
     load.reads(100).await;
     on_replica.ends_well(load, &daemon).await;
 }
+
+/// 17, 18: the master is made a replica of one that missed writes. It refuses writes at once, and has its own data still; some
+/// seconds later it has the other's, behind connections that stand. Whoever asks for what was applied is given that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn demoted_under_one_that_missed_writes() {
+    let mut shop = Shop::new("redis_demoted").await;
+    shop.config = shop.config.set("l1", "enabled", false).set("freshness", "stale_after", "60s");
+    let sql = shop.sql().await;
+    let daemon = shop.daemon().await;
+    let http = daemon.http();
+    let end = shop.put(&sql, 1, 1).await;
+    daemon.wait_applied(end).await;
+    assert_eq!(version(&http.get("/v1/counter/1").await.expect(200).json()), Some(1));
+    let replica = replica(&shop).await;
+    let mut promoted = replica.connect().await.unwrap();
+    redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec_async(&mut promoted).await.unwrap();
+    let end = shop.put(&sql, 1, 2).await;
+    daemon.wait_applied(end).await;
+    let mut raw = Raw::connect(&shop.stage).await.unwrap();
+    raw.run(&["REPLICAOF", "127.0.0.1", &replica.port().to_string()]).await.unwrap();
+    let headers = [("x-min-lsn", &*end.to_string())];
+    let reads = async || {
+        let response = http.get_with("/v1/counter/1", &headers).await;
+        assert!(response.status != 200 || version(&response.json()) == Some(2), "{response:?}");
+    };
+    let master = tokio::sync::Mutex::new(raw);
+    eventually("go back", || async {
+        reads().await;
+        let stored = master.lock().await.look("counter:1").await.map_err(|error| error.to_string())?;
+        let stands = stored.and_then(|stored| servable(&stored, "counter")?.version());
+        if stands == Some(1) { Ok(()) } else { Err(format!("{stands:?}")) }
+    })
+    .await;
+    for _ in 0..50 {
+        reads().await;
+    }
+    master.into_inner().run(&["REPLICAOF", "NO", "ONE"]).await.unwrap();
+    daemon.until_trusted(true).await;
+    shop.equals_postgres(&daemon).await;
+}

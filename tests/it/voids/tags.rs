@@ -6,7 +6,7 @@ use walcache::failpoint::{KILLS, Point};
 use super::{
     EACH, configure, configure_with, confirmed, fence, fill_in_the_middle, from, rate, scene, set_rate, warm_items,
 };
-use crate::harness::{Daemon, Entity, Http, Scene, current_lsn, eventually};
+use crate::harness::{Config, Daemon, Entity, Http, Scene, current_lsn, eventually};
 
 #[tokio::test]
 async fn a_tag_voids_what_bears_it_however_much_that_is() {
@@ -177,6 +177,11 @@ async fn restart(scene: &mut Scene) {
     .await;
 }
 
+/// As a scene's.
+fn patient(scene: &Scene) -> Config {
+    scene.stage.config().set("freshness", "stale_after", "60s").set("source", "fill_timeout", "10s")
+}
+
 /// A floor is of a tag: what it voided does not come back when entries bear others.
 #[tokio::test]
 async fn what_a_tag_voided_does_not_come_back_under_other_templates() {
@@ -191,7 +196,7 @@ async fn what_a_tag_voided_does_not_come_back_under_other_templates() {
         let voided = set_rate(&scene, wanted as i32, said).await;
         confirmed(&scene, voided).await;
         scene.daemon.kill().await;
-        scene.config = configure_with(scene.stage.config().set("freshness", "stale_after", "60s"), tags);
+        scene.config = configure_with(patient(&scene), tags);
         restart(&mut scene).await;
         // Others are as they were.
         assert_eq!(from(&scene, "item/2").await, "HIT-L2", "{tags:?}");

@@ -34,15 +34,15 @@ async fn while_readers_need_postgres() {
     for id in 1..=12 {
         let http = scene.http.clone();
         readers.spawn(async move { http.get(&format!("/v1/note/{id}")).await.status });
+        // With all of the connections that there are for one entity: readers that come together share one.
+        eventually("have readers wait", || async {
+            let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted
+                           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+            let waiting: i64 = scene.sql.query_one(waiting, &[]).await.unwrap().get(0);
+            if waiting >= id.min(3) { Ok(()) } else { Err(waiting.to_string()) }
+        })
+        .await;
     }
-    eventually("have readers wait", || async {
-        // With all of the connections that there are for one entity.
-        let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted
-                       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-        let waiting: i64 = scene.sql.query_one(waiting, &[]).await.unwrap().get(0);
-        if waiting >= 3 { Ok(()) } else { Err(waiting.to_string()) }
-    })
-    .await;
     let victim = tokio::spawn(async move { victim.batch_execute("SELECT pg_sleep(600)").await });
     let is_asleep = async || {
         let query = "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = $1";
