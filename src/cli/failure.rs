@@ -74,11 +74,15 @@ impl Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        let what = match &error {
-            ConfigError::Read { source, .. } => format!("{error}: {source}"),
-            _ => error.to_string(),
+        let (what, remedy) = match &error {
+            ConfigError::Read { source, field: None, .. } => (
+                format!("{error}: {source}"),
+                Some("name the configuration with --config, or in WALCACHE_CONFIG".to_owned()),
+            ),
+            ConfigError::Read { source, .. } => (format!("{error}: {source}"), None),
+            _ => (error.to_string(), None),
         };
-        Failure { what, remedy: None, exit_code: ConfigError::EXIT_CODE }
+        Failure { what, remedy, exit_code: ConfigError::EXIT_CODE }
     }
 }
 

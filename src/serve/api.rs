@@ -113,10 +113,10 @@ fn routes<R: Reads>(api: &Arc<Api<R>>) -> impl Routes + use<R> {
     };
     let batch = {
         let api = api.clone();
-        v1().and(warp::post()).and(warp::header::headers_cloned()).and(warp::body::stream()).then(
-            move |path: Tail, request, body| {
+        v1().and(warp::post()).and(query()).and(warp::header::headers_cloned()).and(warp::body::stream()).then(
+            move |path: Tail, query: Option<String>, request, body| {
                 let api = Arc::clone(&api);
-                async move { batch::batch(&api, path.as_str(), request, body).await }
+                async move { batch::batch(&api, (path.as_str(), query.as_deref()), request, body).await }
             },
         )
     };

@@ -33,12 +33,12 @@ struct Batch<'a> {
 /// Answers a batch. `path` is what follows `/v1/`.
 pub async fn batch<R: Reads>(
     api: &Api<R>,
-    path: &str,
+    target: (&str, Option<&str>),
     request: HeaderMap,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Response {
     let started = Instant::now();
-    let answered = answer(api, path, &request, body).await;
+    let answered = answer(api, target, &request, body).await;
     let response = answered.unwrap_or_else(Problem::into_response);
     api.metrics.observe(Route::Batch, response.status(), started.elapsed());
     response
@@ -46,7 +46,7 @@ pub async fn batch<R: Reads>(
 
 async fn answer<R: Reads>(
     api: &Api<R>,
-    path: &str,
+    (path, query): (&str, Option<&str>),
     request: &HeaderMap,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Result<Response, Problem> {
@@ -58,6 +58,9 @@ async fn answer<R: Reads>(
     }
     if let Some(why) = entity.unreadable() {
         return Err(Problem::unreadable(entity, &why));
+    }
+    if let Some(query) = query.filter(|query| !query.is_empty()) {
+        return Err(Problem::parameter_of_batch(query));
     }
     expect_json(request)?;
     let body = collect(request, body, &api.limits).await?;

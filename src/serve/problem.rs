@@ -103,6 +103,15 @@ impl Problem {
         Problem::new(StatusCode::BAD_REQUEST, "unknown-parameter", "Unknown parameter", detail)
     }
 
+    /// A batch has its parameters in its body.
+    pub fn parameter_of_batch(query: &str) -> Self {
+        let query: String = query.chars().take(60).collect();
+        let detail = format!(
+            "a batch has no parameters, but {query:?} is given; its fields go into its body: \"fields\":[\"a\",\"b\"]"
+        );
+        Problem::new(StatusCode::BAD_REQUEST, "unknown-parameter", "Unknown parameter", detail)
+    }
+
     /// A request header has no valid value.
     pub fn malformed_header(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::BAD_REQUEST, "malformed-header", "Malformed header", detail)

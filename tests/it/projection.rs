@@ -49,6 +49,8 @@ async fn parts_of_an_entry_come_from_the_one_entry() {
     assert_eq!(items[0]["value"], json!({"id": 2, "né,w+": null}));
     assert_eq!(items[1]["value"], json!({"id": 1, "né,w+": "a \"b\""}));
     assert_eq!(items[2]["status"], 404);
+    let refused = scene.http.post("/v1/few/batch?fields=id", &json!({"keys": [1]}), &[]).await.expect(400);
+    assert_eq!(refused.json()["type"], "urn:walcache:problem:unknown-parameter", "{}", refused.text());
     let unknown = scene.http.post("/v1/few/batch", &json!({"keys": [1], "fields": ["doc"]}), &[]).await.expect(400);
     assert_eq!(unknown.json()["detail"], "few has no field \"doc\"; it has: id, n");
     scene.verify().await;

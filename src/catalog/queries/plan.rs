@@ -198,10 +198,12 @@ impl Look<'_> {
         // What the server names need not be among the tables of `depends_on`, which is a finding of its own.
         let named = rights::grants(self.client, self.role.0, refused, sql).await?;
         grants.extend(named.into_iter().filter(|grant| !grants.contains(grant)).collect::<Vec<_>>());
-        let finding = self.error("query_rights", what, "grant it");
         findings.add(match grants.is_empty() {
-            true => finding,
-            false => finding.mended_in(Phase::Grant, grants.join(";\n")),
+            // What FOR UPDATE asks for is more than a reader needs.
+            true => {
+                self.error("query_rights", what, "grant what it reads; a query that locks rows is refused in any case")
+            }
+            false => self.error("query_rights", what, "grant it").mended_in(Phase::Grant, grants.join(";\n")),
         });
         Ok(())
     }
