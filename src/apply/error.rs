@@ -26,10 +26,10 @@ pub enum ApplyError {
     /// The catalog of the source database.
     #[error(transparent)]
     Catalog(#[from] SourceError),
-    /// The table's partitions are others than before: the stream starts again, so that it knows their names. What was
-    /// not confirmed comes again under them.
-    #[error("the rows of entity {0} are streamed under other names than before")]
-    Repartitioned(String),
+    /// The table's partitions, or the columns of its key, are others than before: the stream starts again, so that they are
+    /// known. What was not confirmed comes again under them.
+    #[error("the rows of entity {0} are of other partitions, or of another key, than before")]
+    StreamedOtherwise(String),
     /// The daemon is stopping.
     #[error("cancelled")]
     Cancelled,

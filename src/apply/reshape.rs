@@ -146,7 +146,10 @@ async fn renew(
     for Renewal { entity, found, .. } in &mut renewals {
         entity.set_images_after(looked_at);
         if let Some(shape) = found.shape.take() {
-            if !entity.shape().is_streamed_as(&shape) {
+            let known = entity.shape();
+            // What waits for the gate was planned under the keys of before.
+            let has_other_keys = !known.key.is_empty() && known.key != shape.key;
+            if has_other_keys || !known.is_streamed_as(&shape) {
                 streamed_otherwise.get_or_insert_with(|| entity.name.clone());
             }
             // The shape first: see `Entity::reshape`.
@@ -184,8 +187,8 @@ async fn renew(
         second.have_joined(&joined).await?;
     }
     match streamed_otherwise.filter(|_| leads) {
-        // Rows that the stream has under names that were not known are to come again.
-        Some(name) => Err(ApplyError::Repartitioned(name)),
+        // Rows that the stream has under names that were not known, or that were planned under other keys, are to come again.
+        Some(name) => Err(ApplyError::StreamedOtherwise(name)),
         None => Ok(()),
     }
 }

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use walcache::failpoint::{HOLD, KILLS, Point};
 use walcache::lsn::Lsn;
 use walcache::sandbox::RedisOptions;
 
-use crate::harness::{Hidden, Raw, Shop, current_lsn, eventually, servable, version};
+use crate::harness::{Daemon, Entity, Hidden, Raw, Shop, cli, current_lsn, eventually, servable, version};
 
 async fn reconnects(daemon: &crate::harness::Daemon) -> String {
     let text = daemon.admin().get("/metrics").await.text();
@@ -113,4 +114,64 @@ async fn fills_race_with_commits_that_are_not_visible() {
         }
     }
     shop.equals_postgres(&daemon).await;
+}
+
+/// An insert hangs that was planned before it was known that the primary key is of other columns: what is read meanwhile does not
+/// outlive it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_planned_under_another_key_is_not_lost() {
+    let mut shop = stage("gate_key").await;
+    let sql = shop.sql().await;
+    shop.stage.execute("CREATE TABLE pairs (a int PRIMARY KEY, b int NOT NULL); INSERT INTO pairs VALUES (1, 1)").await;
+    shop.config = shop
+        .config
+        .entity(Entity::new("pair", "public.pairs"))
+        .set("apply", "max_batch_events", 1)
+        .set("audit", "rate", 0);
+    sql.batch_execute("INSERT INTO counters VALUES (1, 1)").await.unwrap();
+    let done = cli(&shop.config, &["setup", "--apply"], &[]).await;
+    assert!(done.status.success(), "{done:?}");
+    let hold = shop.stage.redis.dir().join("hold");
+    std::fs::write(&hold, "").unwrap();
+    let at = format!("{}=wait@20", Point::BeforeWrite.name());
+    let daemon = Daemon::start_with(&shop.config, &[(KILLS, &at), (HOLD, hold.to_str().unwrap())]).await;
+    daemon.wait_ready().await;
+    let http = daemon.http();
+    http.get("/v1/pair/1").await.expect(200);
+    let generation = async || daemon.status().await["entities"][1]["generation"].as_u64().unwrap();
+    let before = generation().await;
+    // One batch is held up. What comes after it is planned, and waits.
+    loop {
+        sql.batch_execute("UPDATE counters SET version = version + 1").await.unwrap();
+        let end = current_lsn(&sql).await;
+        let is_held = eventually("be applied, or held up", || async {
+            let applied = daemon.status().await["applied_lsn"].as_str().unwrap().parse::<Lsn>().unwrap();
+            let is_held = daemon.log().contains("failpoint: this task waits");
+            if is_held || applied >= end { Ok(is_held) } else { Err(applied) }
+        })
+        .await;
+        if is_held {
+            break;
+        }
+    }
+    sql.batch_execute("ALTER TABLE pairs DROP CONSTRAINT pairs_pkey, ADD PRIMARY KEY (a, b)").await.unwrap();
+    let hidden = Hidden::write(&shop, &daemon, &["INSERT INTO pairs VALUES (2, 5)"]).await;
+    let hanging = hidden.lsn;
+    std::fs::remove_file(&hold).unwrap();
+    // The change of the key may be applied by itself, or wait in one batch with what hangs: nobody knows. In the first case what is
+    // read now bears the new generation.
+    let began = std::time::Instant::now();
+    while generation().await == before && began.elapsed() < Duration::from_secs(3) {}
+    let absent = http.get("/v1/pair/2,5").await;
+    assert_ne!(absent.status, 200, "nobody sees it yet: {absent:?}");
+    hidden.show(&sql).await;
+    daemon.wait_applied(hanging).await;
+    eventually("be cached under the new key", || async {
+        let response = http.get("/v1/pair/1,1").await;
+        if response.status == 200 { Ok(()) } else { Err(format!("{response:?}")) }
+    })
+    .await;
+    daemon.wait_applied(current_lsn(&sql).await).await;
+    let there = http.get("/v1/pair/2,5").await;
+    assert_eq!(there.status, 200, "{there:?}");
 }
